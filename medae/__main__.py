@@ -1,0 +1,5 @@
+"""python -m medae"""
+
+from medae.cli import main
+
+main()
