@@ -1,0 +1,1 @@
+"""Files <-> Image. What a file is, is decided by its content, never by its name."""

@@ -1,0 +1,141 @@
+"""What an answer consists of: files in memory, the labels' meaning, who made it; and writing it, whole or not at all."""
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+
+from medae.errors import OutputError
+from medae.settings import Settings
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class AnswerFile(NamedTuple):
+    """One file of an answer, still in memory."""
+
+    name: str
+    """Relative, with at most one folder: "knee_seg.dcm" or "knee_restored/0001.dcm"."""
+    media_type: str
+    data: bytes
+
+
+class CodedTerm(Settings):
+    """A term of a coding scheme, such as 108369006, SCT, "Neoplasm" (DICOM PS3.3 8.8; lengths from PS3.5 6.2)."""
+
+    value: str = Field(min_length=1, max_length=16)
+    scheme: str = Field(min_length=1, max_length=16)
+    """Coding scheme designator: SCT (SNOMED CT), DCM, FMA, 99NAME for one's own."""
+    meaning: str = Field(min_length=1, max_length=64)
+
+
+class Label(Settings):
+    """What one number of a segmentation means; the first label is number 1, the background 0 is implicit."""
+
+    name: str = Field(min_length=1, max_length=64)
+    colour: tuple[Byte, Byte, Byte]
+    """RGB, 0 to 255: palette of PNG answers, recommended display colour of DICOM SEG."""
+    category: CodedTerm | None = None
+    """Segmented property category of DICOM SEG; where absent, the writer's general one."""
+    term: CodedTerm | None = None
+    """Segmented property type of DICOM SEG; where absent, the writer's general one."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Who made an answer: a model package."""
+
+    name: str
+    version: str
+    digest: str
+    """Of the package: "sha256:" and 64 hexadecimal digits."""
+
+
+def write_files(files: Sequence[AnswerFile], folder: Path) -> list[Path]:
+    """Write all files below `folder`, or none: each goes to a temporary file beside its place, then is renamed.
+
+    Raises OutputError when a name leaves the folder, or when folder or disk do not take the files; nothing
+    half-written is left then.
+    """
+    paths = [_place(file.name, folder) for file in files]
+    with _said_as_output_error(sum(len(file.data) for file in files)):
+        made = _make_folders({path.parent for path in paths})
+        parts: list[Path] = []
+        try:
+            for file, path in zip(files, paths, strict=True):
+                # a random name: temporary names, too, say nothing about a patient
+                parts.append(path.with_name(f".{uuid.uuid4().hex}.part"))
+                _write_through(parts[-1], file.data)
+            for part, path in zip(parts, paths, strict=True):
+                os.replace(part, path)
+            for parent in {path.parent for path in paths}:
+                _sync_folder(parent)
+        except BaseException:
+            for part in parts:
+                part.unlink(missing_ok=True)
+            _remove_if_empty(made)
+            raise
+    return paths
+
+
+def _place(name: str, folder: Path) -> Path:
+    parts = PurePosixPath(name).parts
+    if not 1 <= len(parts) <= 2 or ".." in parts or "/" in parts or "\0" in name or "\\" in name:
+        raise OutputError("the name of an answer is a file name with at most one folder before it; this one is not")
+    return folder.joinpath(*parts)
+
+
+@contextmanager
+def _said_as_output_error(size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        what = "free space there or" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable or"
+        raise OutputError(
+            f"the output folder did not take {size} bytes ({reason}); {what} give another folder. Nothing was written."
+        ) from None
+
+
+def _make_folders(folders: set[Path]) -> list[Path]:
+    """Make what is missing; returns what was made, outermost first."""
+    made: list[Path] = []
+    for folder in sorted(folders):
+        missing = [at for at in (folder, *folder.parents) if not at.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        made.extend(reversed(missing))
+    return made
+
+
+def _remove_if_empty(folders: Sequence[Path]) -> None:
+    for folder in reversed(folders):
+        try:
+            folder.rmdir()
+        except OSError:
+            return  # someone else put something there meanwhile
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

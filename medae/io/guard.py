@@ -1,0 +1,110 @@
+"""Limits, checked against what a file declares before any of it is decoded; and inflating that counts."""
+
+import zlib
+
+from pydantic import PositiveInt
+
+from medae.errors import LimitExceeded, UnreadableImage
+from medae.settings import Settings
+
+# Deflate cannot do better than 1032:1 (zlib's technical note: 258 bytes from 2 bits), so more is not whole.
+DEFLATE_RATIO = 1032
+
+
+class Limits(Settings):
+    """How large an input may be. Judged by its header, so that refusing costs neither time nor memory."""
+
+    bytes: PositiveInt = 1 << 32
+    """Of what came in one call, and of what it becomes when decoded."""
+    pixels: PositiveInt = 1 << 28
+    """Rows x columns of one picture or slice."""
+    voxels: PositiveInt = 1 << 29
+    """Slices x rows x columns of a volume."""
+    files: PositiveInt = 5000
+    """Files of one series."""
+    frames: PositiveInt = 5000
+    """Frames, pages or slices of one volume."""
+    inflate_ratio: PositiveInt = 1100
+    """Decoded bytes per stored byte; only asked above `inflate_freely`."""
+    inflate_freely: PositiveInt = 1 << 26
+    """Decoded bytes that any input may become, however well it is compressed."""
+
+    def admit_bytes(self, count: int) -> None:
+        """Raises LimitExceeded for more input bytes than allowed."""
+        if count > self.bytes:
+            raise LimitExceeded(f"{count} bytes came, at most {self.bytes} are allowed; send less at once")
+
+    def admit_files(self, count: int) -> None:
+        """Raises LimitExceeded for more files than one series may have."""
+        if count > self.files:
+            raise LimitExceeded(f"more than {self.files} files came for one image; send one series at a time")
+
+    def admit_grid(self, *, slices: int, rows: int, columns: int, bytes_per_voxel: int, stored: int) -> None:
+        """The sizes that a header declares, for `stored` bytes of (compressed) pixels that really came.
+
+        Raises LimitExceeded where a size is too large, or out of proportion to what came; UnreadableImage where
+        one is not positive.
+        """
+        size = f"{slices} x {rows} x {columns} (slices, rows, columns)"
+        if min(slices, rows, columns) < 1:
+            raise UnreadableImage(f"the header declares {size}; each must be at least 1, so the file is damaged")
+        for name, value, allowed in (
+            ("pixels a slice", rows * columns, self.pixels),
+            ("slices", slices, self.frames),
+            ("voxels", slices * rows * columns, self.voxels),
+            ("bytes decoded", slices * rows * columns * bytes_per_voxel, self.bytes),
+        ):
+            if value > allowed:
+                raise LimitExceeded(
+                    f"the header declares {size}: {value} {name}, at most {allowed} are allowed; "
+                    "crop or split the image, or raise the limit"
+                )
+        decoded = slices * rows * columns * bytes_per_voxel
+        if decoded > max(self.inflate_freely, self.inflate_ratio * stored):
+            raise LimitExceeded(
+                f"the header declares {size}: {decoded} bytes decoded from {stored} that came, more than "
+                f"{self.inflate_ratio} for one; the header is forged or the file is damaged"
+            )
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def inflate_head(data: bytes, count: int) -> bytes:
+    """At most the first `count` bytes of what gzip `data` holds; fewer where it ends or is damaged."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data[: count + 4096], count)
+    except zlib.error:
+        return b""
+
+
+def inflate(data: bytes, count: int) -> bytearray:
+    """Exactly the first `count` bytes of what gzip `data` (of one or more members) holds, and never more memory.
+
+    The check sum of a member is verified where the member ends within `count`.
+    Raises UnreadableImage where the data is damaged or ends early.
+    """
+    if count > DEFLATE_RATIO * len(data):
+        raise UnreadableImage(
+            f"the header declares {count} bytes, but {len(data)} bytes of gzip cannot hold them; the file is truncated"
+        )
+    out = bytearray(count)
+    view, filled, rest = memoryview(out), 0, data
+    try:
+        while filled < count and rest:
+            member = zlib.decompressobj(wbits=31)
+            while filled < count and not member.eof:
+                chunk = member.decompress(rest, min(count - filled, 1 << 22))
+                view[filled : filled + len(chunk)] = chunk
+                filled += len(chunk)
+                rest = member.unconsumed_tail
+                if not chunk and not rest:
+                    break
+            if filled == count and not member.eof:
+                member.decompress(rest, 1)  # lets zlib read the check sum behind the last byte
+            rest = member.unused_data if member.eof else b""
+    except zlib.error:
+        raise UnreadableImage("the gzip data is damaged (it does not inflate or its check sum is wrong)") from None
+    if filled < count:
+        raise UnreadableImage(f"the header declares {count} bytes, the file ends after {filled}; it is truncated")
+    return out
