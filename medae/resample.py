@@ -95,9 +95,8 @@ def _moved(pixels: NDArray[np.generic], moves: NDArray[np.int64], shape: Shape3,
     for target, axis in enumerate(axes):
         sign, start, length = int(moves[axis, target]), int(moves[axis, 3]), pixels.shape[axis + 1]
         # target index t lies at source index start + sign * t: keep those t that fall inside
-        inside = [t for t in (0, shape[target] - 1)]
         low, high = sorted((-start * sign, (length - 1 - start) * sign))
-        first, last = max(low, inside[0]), min(high, inside[1])
+        first, last = max(low, 0), min(high, shape[target] - 1)
         if first > last:
             return np.full((pixels.shape[0], *shape), fill, pixels.dtype)
         at = start + sign * first

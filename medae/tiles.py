@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 from math import prod
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
 from medae.image import Shape3
@@ -158,26 +158,22 @@ def read_tile(pixels_CSRW: NDArray[Any], window: Box) -> NDArray[Any]:
     return tile
 
 
-class Stitcher(Protocol):
-    """Puts tiles back together."""
-
-    def write(self, tile: Tile, values_CSRW: NDArray[Any]) -> None: ...
-    def result(self) -> NDArray[Any]: ...
-
-
 class CoreStitcher:
-    """Writes each core once, in the final dtype."""
+    """Writes each core once, in the type of the values it gets."""
 
-    def __init__(self, plan: TilePlan, channels: int, dtype: DTypeLike) -> None:
+    def __init__(self, plan: TilePlan) -> None:
         self._plan = plan
-        self._whole = np.empty((channels, *plan.padded), dtype)
+        self._whole: NDArray[Any] | None = None
 
     def write(self, tile: Tile, values_CSRW: NDArray[Any]) -> None:
-        """values: (channels, *plan.shape)."""
+        """values: (channels, *plan.shape); every tile the same channels and type."""
+        if self._whole is None:
+            self._whole = np.empty((values_CSRW.shape[0], *self._plan.padded), values_CSRW.dtype)
         self._whole[(slice(None), *tile.core)] = values_CSRW[(slice(None), *tile.inner)]
 
     def result(self) -> NDArray[Any]:
-        """(channels, *plan.image)."""
+        """(channels, *plan.image), once every tile is written."""
+        assert self._whole is not None, "no tile was written"
         return self._whole[_inside(self._plan)]
 
 
@@ -216,7 +212,7 @@ def _ramp(window: slice, length: int, blend: int) -> NDArray[np.float32]:
         to_edge = np.minimum(to_edge, at)
     if window.stop < length:
         to_edge = np.minimum(to_edge, size - at)
-    return np.minimum(to_edge / (2 * blend), 1).astype(np.float32) if blend else np.ones(size, np.float32)
+    return np.minimum(to_edge / (2 * blend), 1).astype(np.float32)
 
 
 def batches(plan: TilePlan, size: int) -> Iterator[tuple[Tile, ...]]:

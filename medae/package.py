@@ -1,0 +1,233 @@
+"""ModelPackage: a trained model as data. A card, weights, a calibration; no code, no pickles; verified by digest."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+
+from medae.calibration import Calibration
+from medae.errors import OutputError, PackageError, SettingsError, UnknownModel
+from medae.preparation import Preparation
+from medae.settings import Settings, SettingsT, validate_settings
+from medae.tasks import TaskConfig
+from medae.tiles import ReceptiveField
+
+FORMAT = 1
+ZOO = Path(__file__).parent / "zoo"
+
+
+class Card(Settings):
+    """All that is needed to use the weights."""
+
+    format: Literal[1] = 1
+    name: str
+    version: str
+    task: TaskConfig
+    network: dict[str, Any]
+    """Plain data until a back end builds it."""
+    channels_in: PositiveInt
+    channels_out: PositiveInt
+    receptive_field: ReceptiveField
+    preparation: Preparation
+    backends: tuple[Literal["torch"], ...] = ("torch",)
+    """In order of preference."""
+    training_data: str = ""
+    licence: str = ""
+    """Of the training data."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """With the protocol that gave them."""
+    intended_use: str = ""
+    limits: str = ""
+    """What the model must not be used for, and where it fails."""
+    experiment: dict[str, Any] = Field(default_factory=dict)
+    """The resolved experiment that made it: the package can be trained again from itself."""
+    weights_sha256: str = ""
+    gate_sha256: str | None = None
+    """Of gate/card.json, where the package carries a gate."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPackage:
+    """A card and its weights. `load` and `seal` make it; both guarantee that they belong together."""
+
+    card: Card
+    weights: Mapping[str, NDArray[Any]]
+    card_json: bytes
+    """card.json as it was read or will be written; a later medae may write the same card in other words."""
+    calibration: Calibration | None = None
+
+    @classmethod
+    def seal(cls, card: Card, weights: Mapping[str, NDArray[Any]]) -> Self:
+        """A package in memory whose card carries the digest of these weights."""
+        card = card.model_copy(update={"weights_sha256": _sha256(_weights_bytes(weights))})
+        return cls(card, weights, _json_bytes(card))
+
+    @property
+    def digest(self) -> str:
+        """ "sha256:" + the SHA-256 of card.json, which holds that of the weights."""
+        return f"sha256:{_sha256(self.card_json)}"
+
+    def calibrated(self, calibration: Calibration) -> Self:
+        """The same package with another calibration. Raises PackageError when it was made for another package."""
+        _require_match(calibration, self.digest)
+        return replace(self, calibration=calibration)
+
+    def save(self, folder: Path) -> None:
+        """Write the package; the folder appears or is replaced as a whole. Raises OutputError."""
+        files = {
+            "card.json": self.card_json,
+            "weights.safetensors": _weights_bytes(self.weights),
+            "README.md": _readme(self.card, self.digest).encode(),
+        }
+        if self.calibration is not None:
+            files["calibration.json"] = _json_bytes(self.calibration)
+        _write_folder(folder, files)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read and verify a package. Raises UnknownModel for no package, PackageError for one that does not hold."""
+        if not (folder / "card.json").is_file():
+            raise UnknownModel(f"{folder}: no model package there (a folder with card.json and weights.safetensors)")
+        card = _parse(folder / "card.json", Card)
+        data = _read(folder / "weights.safetensors")
+        if _sha256(data) != card.weights_sha256:
+            raise PackageError(
+                f"{folder}: weights.safetensors is not what card.json was made for (its digest differs): the package "
+                "is damaged or was changed. Copy or train it again."
+            )
+        package = cls(card, _parse_weights(folder, data), _read(folder / "card.json"))
+        if (folder / "calibration.json").is_file():
+            calibration = _parse(folder / "calibration.json", Calibration)
+            _require_match(calibration, package.digest)
+            package = package.calibrated(calibration)
+        return package
+
+
+def load(package: str | os.PathLike[str]) -> ModelPackage:
+    """A package by its folder, or by a name of `shipped()`. Raises UnknownModel, PackageError."""
+    folder = Path(package)
+    if folder.is_dir():
+        return ModelPackage.load(folder)
+    names = shipped()
+    if str(package) in names:
+        return ModelPackage.load(names[str(package)])
+    listed = ", ".join(sorted(names)) or "none"
+    raise UnknownModel(f"{package}: neither a folder nor the name of a shipped model (shipped: {listed})")
+
+
+def shipped() -> dict[str, Path]:
+    """The packages that come with medae: name -> folder."""
+    return {path.parent.name: path.parent for path in sorted(ZOO.glob("*/card.json"))}
+
+
+def _require_match(calibration: Calibration, digest: str) -> None:
+    if calibration.package_digest != digest:
+        raise PackageError("calibration.json was made for another package; calibrate this one again")
+
+
+def _parse(path: Path, kind: type[SettingsT]) -> SettingsT:
+    try:
+        data = json.loads(_read(path))
+    except ValueError:
+        raise PackageError(f"{path}: not valid JSON: the package is damaged. Copy or train it again.") from None
+    made = data.get("format") if isinstance(data, dict) else None
+    if isinstance(made, int) and made > FORMAT:
+        raise PackageError(f"{path}: format {made} is newer than this medae reads ({FORMAT}); update medae")
+    try:
+        return validate_settings(data, kind, str(path))
+    except SettingsError as error:
+        raise PackageError(str(error)) from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read ({error.strerror}); the package is not complete") from None
+
+
+def _parse_weights(folder: Path, data: bytes) -> Mapping[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as load_tensors
+
+    try:
+        return load_tensors(data)
+    except SafetensorError as error:
+        raise PackageError(f"{folder}: weights.safetensors cannot be read: {error}") from None
+
+
+def _weights_bytes(weights: Mapping[str, NDArray[Any]]) -> bytes:
+    from safetensors.numpy import save
+
+    # sorted and C-ordered: the same weights always give the same bytes
+    return save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)})
+
+
+def _json_bytes(settings: Settings) -> bytes:
+    return (settings.model_dump_json(indent=2) + "\n").encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All files or none: written beside, then renamed into place."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None
+    try:
+        for name, data in files.items():
+            with open(made / name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        made.chmod(0o755)
+        _swap(made, folder)
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); nothing was changed there") from None
+
+
+def _swap(made: Path, folder: Path) -> None:
+    """`made` becomes `folder`; what was there is removed only after that has worked."""
+    if not folder.exists():
+        made.rename(folder)
+        return
+    old = made.with_name(made.name + "-old")
+    folder.rename(old)
+    try:
+        made.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _readme(card: Card, digest: str) -> str:
+    """The model card for people."""
+    field = card.receptive_field
+    facts = {
+        "task": card.task.kind,
+        "network": f"{card.network.get('kind', '?')}, {field.dims}-D, {card.channels_in} channel(s) in",
+        "training data": card.training_data or "not stated",
+        "licence of the data": card.licence or "not stated",
+        "intended use": card.intended_use or "not stated",
+        "limits": card.limits or "not stated",
+        "digest": digest,
+    }
+    lines = [f"# {card.name} {card.version}", "", *(f"- **{name}**: {text}" for name, text in facts.items())]
+    if card.metrics:
+        lines += ["", "## Metrics", "", "```json", json.dumps(card.metrics, indent=2), "```"]
+    return "\n".join(lines) + "\n"

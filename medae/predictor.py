@@ -1,0 +1,185 @@
+"""Predictor: Image -> Prediction. The one inference path of evaluation, training, command line, service and batch."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import medae
+from medae.backends import Backend, open_backend
+from medae.errors import UnfitImage, UsageError
+from medae.image import Image
+from medae.package import ModelPackage
+from medae.tasks import Segmentation
+from medae.tiles import BlendStitcher, CoreStitcher, ReceptiveField, Tile, TilePlan, batches, plan_tiles, read_tile
+
+Progress = Callable[[int, int], None]
+"""Called with (tiles done, tiles in all). May raise, to stop the work between two tiles."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The answer for one image."""
+
+    task: str
+    image: Image
+    """Labels (uint8/16), the restored image (float32, the input's units) or the anomaly map (float32), (C, S, R, W),
+    in the input's place and with its source."""
+    scores: dict[str, float]
+    provenance: dict[str, Any]
+    """Package name, version, digest; calibration version; medae, back end, device, threads."""
+    percentile: float | None = None
+    """0..100, of the score among the calibration's references."""
+    p_value: float | None = None
+    decision: str | None = None
+    """normal or anomalous, at the caller's false-positive rate; None without one."""
+    probabilities: Image | None = None
+    """(labels, S, R, W) float32, when asked for."""
+
+
+class Predictor:
+    """A package made ready to answer."""
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        *,
+        backend: Backend | None = None,
+        device: str = "auto",
+        tile_voxels: int | None = None,
+    ) -> None:
+        self.package = package
+        self._backend = backend or open_backend(package, device)
+        self._tile_voxels = tile_voxels
+
+    def __call__(
+        self,
+        image: Image,
+        *,
+        threshold: float | None = None,
+        probabilities: bool = False,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Answer for one image.
+
+        threshold: segmentation: a probability; anomaly: a target false-positive rate. probabilities: segmentation only.
+        Raises UnfitImage for an image the model cannot take, UsageError for a threshold it does not know.
+        """
+        card = self.package.card
+        self._check(threshold, probabilities)
+        prepared = card.preparation.apply(image)
+        _check_size(prepared.image, card.receptive_field)
+        plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
+        decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
+        answer = card.task.answer(decided, prepared)
+        scores = card.task.scores(decided, answer, prepared)
+        return Prediction(
+            task=card.task.kind,
+            image=answer,
+            scores=scores,
+            probabilities=None if soft is None else _clipped(prepared.restore(soft)),
+            provenance=self.provenance | ({"blended_tiles": True} if plan.blend else {}),
+            **self._placed(scores, threshold),
+        )
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Who answers: enough to make the same answer again."""
+        card, calibration = self.package.card, self.package.calibration
+        return {
+            "package": {"name": card.name, "version": card.version, "digest": self.package.digest},
+            "calibration": calibration.version if calibration else None,
+            "medae": medae.__version__,
+            "backend": self._backend.name,
+            "device": self._backend.device,
+            "threads": self._backend.threads,
+        }
+
+    def _check(self, threshold: float | None, probabilities: bool) -> None:
+        task = self.package.card.task
+        task.check_threshold(threshold)
+        if probabilities and not isinstance(task, Segmentation):
+            raise UsageError(f"probabilities come from segmentation; this model does {task.kind}")
+        if threshold is not None and task.kind == "anomaly" and self.package.calibration is None:
+            raise UsageError("this model has no calibration, so a false-positive rate cannot be turned into a decision")
+
+    def _run(
+        self,
+        pixels_CSRW: NDArray[np.float32],
+        plan: TilePlan,
+        threshold: float | None,
+        probabilities: bool,
+        progress: Progress | None,
+    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """The decided values and, when asked for, the probabilities, on the network's grid."""
+        task = self.package.card.task
+        soften = task.probabilities if probabilities and isinstance(task, Segmentation) else None
+        if plan.blend:
+            raw = BlendStitcher(plan, self.package.card.channels_out)
+            for tile, _, output in self._tiles(pixels_CSRW, plan, progress):
+                raw.write(tile, output)
+            output = raw.result()
+            return task.decide(output, pixels_CSRW, threshold), soften(output) if soften else None
+        decided, soft = CoreStitcher(plan), CoreStitcher(plan)
+        for tile, x, output in self._tiles(pixels_CSRW, plan, progress):
+            decided.write(tile, task.decide(output, x, threshold))
+            if soften:
+                soft.write(tile, soften(output))
+        return decided.result(), soft.result() if soften else None
+
+    def _tiles(
+        self, pixels_CSRW: NDArray[np.float32], plan: TilePlan, progress: Progress | None
+    ) -> Iterator[tuple[Tile, NDArray[np.float32], NDArray[Any]]]:
+        """Each tile with what the network saw and what it gave."""
+        done = 0
+        for tiles in batches(plan, self._backend.batch):
+            inputs = [read_tile(pixels_CSRW, tile.window) for tile in tiles]
+            yield from zip(tiles, inputs, self._forward(inputs), strict=True)
+            done += len(tiles)
+            if progress is not None:
+                progress(done, len(plan.tiles))
+
+    def _forward(self, inputs: list[NDArray[np.float32]]) -> NDArray[Any]:
+        """(C, S, R, W) tiles -> outputs of the same form; a 2-D network sees the only slice of each."""
+        flat = self.package.card.receptive_field.dims == 2
+        stack = inputs[0][None] if len(inputs) == 1 else np.stack(inputs)
+        output = self._backend.run(stack[:, :, 0] if flat else stack)
+        return output[:, :, None] if flat else output
+
+    def _placed(self, scores: dict[str, float], threshold: float | None) -> dict[str, Any]:
+        """Where the score lies in the calibration, and the decision at the caller's threshold."""
+        calibration = self.package.calibration
+        if calibration is None or calibration.score not in scores:
+            return {}
+        score = scores[calibration.score]
+        decision = None
+        if threshold is not None:
+            decision = "anomalous" if score > calibration.threshold(threshold) else "normal"
+        return {
+            "percentile": calibration.percentile(score),
+            "p_value": calibration.p_value(score),
+            "decision": decision,
+        }
+
+
+def _check_size(image: Image, field: ReceptiveField) -> None:
+    """Raises UnfitImage where the network would see more mirrored border than image."""
+    shape = image.geometry.shape
+    seen = shape if field.dims == 3 else shape[1:]
+    least = max(2, field.stride // 2)
+    if field.dims == 3 and shape[0] == 1:
+        raise UnfitImage(
+            "this model works on volumes, and this image is a single slice. Send the whole series or volume."
+        )
+    if min(seen) < least:
+        raise UnfitImage(
+            f"this image is {' x '.join(map(str, seen))} on the model's grid; the model needs at least {least} "
+            "along each axis it looks along. Send a larger image."
+        )
+
+
+def _clipped(probabilities: Image) -> Image:
+    """Interpolation may leave 0..1 by a rounding error."""
+    return probabilities.with_pixels(np.clip(probabilities.pixels, 0, 1))

@@ -1,0 +1,44 @@
+"""What all tasks share. Arrays are (channels, *spatial); everything here is numpy."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medae.image import Image
+from medae.preparation import Prepared
+from medae.settings import Settings
+
+
+class Task(Settings, ABC):
+    """What a model is asked: what its output means, and the answer that is made of it."""
+
+    kind: str
+
+    @abstractmethod
+    def channels_out(self, channels_in: int) -> int:
+        """How many channels the network must give."""
+
+    @abstractmethod
+    def check_threshold(self, threshold: float | None) -> None:
+        """Raises UsageError for a threshold that this task does not know."""
+
+    @abstractmethod
+    def decide(self, output: NDArray[Any], x: NDArray[Any], threshold: float | None) -> NDArray[Any]:
+        """The network's output for the input x -> the answer, voxel by voxel, in its final type."""
+
+    @abstractmethod
+    def answer(self, decided: NDArray[Any], prepared: Prepared) -> Image:
+        """The decided values on the network's grid -> the answer in the input's place."""
+
+    @abstractmethod
+    def scores(self, decided: NDArray[Any], answer: Image, prepared: Prepared) -> dict[str, float]:
+        """Named numbers about the answer, for the summary."""
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:
+    """Over the first axis, in float32."""
+    exponent = np.exp(logits - logits.max(axis=0, keepdims=True), dtype=np.float32)
+    result: NDArray[np.float32] = exponent / exponent.sum(axis=0, keepdims=True)
+    return result
