@@ -1,0 +1,35 @@
+"""The architectures, one a file. Their closed union is the `network:` of a configuration."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from medae.networks.base import Autoencoder, NetworkSettings, Output, run
+from medae.networks.conv_autoencoder import ConvAutoencoderSettings
+from medae.networks.dncnn import DnCNNSettings
+from medae.networks.latent import Code, Codes, Gaussian, Latent
+from medae.networks.segnet import SegNetSettings
+from medae.networks.unet import UNetSettings
+from medae.networks.vae import VAESettings
+
+NetworkConfig = Annotated[
+    UNetSettings | SegNetSettings | ConvAutoencoderSettings | DnCNNSettings | VAESettings,
+    Field(discriminator="kind"),
+]
+
+__all__ = [
+    "Autoencoder",
+    "Code",
+    "Codes",
+    "ConvAutoencoderSettings",
+    "DnCNNSettings",
+    "Gaussian",
+    "Latent",
+    "NetworkConfig",
+    "NetworkSettings",
+    "Output",
+    "SegNetSettings",
+    "UNetSettings",
+    "VAESettings",
+    "run",
+]
