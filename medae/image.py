@@ -110,8 +110,8 @@ class Geometry:
         shift = float(np.abs(self.world(corners) - other.world(corners)).max())
         if self.shape != other.shape or self.unit != other.unit or shift > tolerance_mm:
             raise GeometryError(
-                f"grids differ: {self.shape} {self.unit} and {other.shape} {other.unit}, corners up to {shift:.3g} apart "
-                f"(allowed {tolerance_mm:g}). Resample one image onto the other first."
+                f"grids differ: {self.shape} {self.unit} and {other.shape} {other.unit}, "
+                f"corners up to {shift:.3g} apart (allowed {tolerance_mm:g}). Resample one image onto the other first."
             )
 
 
