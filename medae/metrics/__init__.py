@@ -1,0 +1,1 @@
+"""How good an answer is: overlap of labels, fidelity of restored images, detection of anomalies. In numpy."""
