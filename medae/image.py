@@ -15,8 +15,8 @@ from medae.errors import GeometryError, UnreadableImage
 
 Shape3 = tuple[int, int, int]
 
-# (slice, row, column) -> (x, y, z) of a picture: x to the right, y down, z through the pictures of a stack
-_PICTURE_AXES = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+# (slice, row, column) -> (x, y, z) of a picture: as an axial slice lies, columns to the left, rows to posterior
+_PICTURE_AXES = np.array([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
 @dataclass(frozen=True, eq=False)

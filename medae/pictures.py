@@ -1,0 +1,89 @@
+"""Pictures of images and answers, for people: overlays, before and after. Never the answer itself."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medae.image import Image
+from medae.io.answer import Label
+from medae.resample import resample_onto, standard_grid
+
+RGB = NDArray[np.uint8]
+"""(rows, columns, 3)"""
+
+# how a slice is shown: slices along I/S are axial, along A/P coronal, along L/R sagittal (face to the left)
+_SHOWN = {"I": "SPL", "S": "SPL", "A": "PIL", "P": "PIL", "L": "LIP", "R": "LIP"}
+_OPACITY = 0.45
+
+
+def upright(image: Image) -> Image:
+    """The image as radiologists look at it: its own slices, turned; pictures stay as they are."""
+    orientation = _SHOWN[image.geometry.axis_codes[0]]
+    return resample_onto(image, standard_grid(image.geometry, orientation=orientation, spacing_mm=None))
+
+
+def display_range(image: Image) -> tuple[float, float]:
+    """What is shown black and white: the type's range of 8-bit pictures, else percentiles 0.5 and 99.5."""
+    if image.pixels.dtype == np.uint8:
+        return 0.0, 255.0
+    finite = image.pixels[np.isfinite(image.pixels)]
+    low, high = (float(value) for value in np.percentile(finite, (0.5, 99.5))) if finite.size else (0.0, 1.0)
+    return (low, high) if high > low else (low, low + 1)
+
+
+def to_rgb(slice_CRW: NDArray[Any], low: float, high: float) -> RGB:
+    """One slice, grey or RGB, (channels, rows, columns) -> what a screen shows."""
+    scaled = np.clip((np.nan_to_num(slice_CRW.astype(np.float32)) - low) * (255 / (high - low)), 0, 255)
+    planes = scaled if len(scaled) == 3 else np.repeat(scaled[:1], 3, axis=0)
+    rgb: RGB = np.moveaxis(np.rint(planes).astype(np.uint8), 0, -1)
+    return rgb
+
+
+def overlay_labels(rgb: RGB, labels_RW: NDArray[Any], labels: tuple[Label, ...]) -> RGB:
+    """Tinted areas with a full-colour outline, in the labels' colours."""
+    shown = rgb.astype(np.float32)
+    for value, label in enumerate(labels, 1):
+        inside = labels_RW == value
+        shown[inside] = (1 - _OPACITY) * shown[inside] + _OPACITY * np.array(label.colour, np.float32)
+        shown[inside & ~_eroded(inside)] = label.colour
+    return np.rint(shown).astype(np.uint8)
+
+
+def overlay_map(rgb: RGB, map_RW: NDArray[Any], maximum: float) -> RGB:
+    """A heat map on the fixed scale 0..maximum; what scores nothing stays as it is."""
+    from matplotlib import colormaps
+
+    strength = np.clip(map_RW / maximum, 0, 1)
+    heat = colormaps["inferno"](strength)[..., :3] * 255
+    weight = (0.8 * np.sqrt(strength))[..., None]
+    mixed: RGB = np.rint((1 - weight) * rgb + weight * heat).astype(np.uint8)
+    return mixed
+
+
+def beside(*pictures: RGB, gap: int = 4) -> RGB:
+    """Pictures of one height in a row, a white gap between them."""
+    space = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
+    parts = [part for picture in pictures for part in (space, picture)][1:]
+    return np.concatenate(parts, axis=1)
+
+
+def square_pixels(rgb: RGB, image: Image) -> RGB:
+    """Stretched along one axis, so that a centimetre is as long down as across; small pictures enlarged."""
+    from PIL import Image as Pillow
+
+    _, row, column = image.geometry.spacing
+    least = min(row, column)
+    height, width = rgb.shape[0] * row / least, rgb.shape[1] * column / least
+    enlarge = max(1, int(256 // max(height, width)))
+    size = (max(1, round(width * enlarge)), max(1, round(height * enlarge)))
+    if size == (rgb.shape[1], rgb.shape[0]):
+        return rgb
+    return np.asarray(Pillow.fromarray(rgb).resize(size, Pillow.Resampling.NEAREST))
+
+
+def _eroded(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    from scipy.ndimage import binary_erosion
+
+    kept: NDArray[np.bool_] = binary_erosion(inside)
+    return kept
