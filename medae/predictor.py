@@ -11,7 +11,7 @@ import medae
 from medae.backends import Backend, open_backend
 from medae.errors import UnfitImage, UsageError
 from medae.image import Image
-from medae.package import ModelPackage
+from medae.package import Card, ModelPackage
 from medae.tasks import Segmentation
 from medae.tiles import BlendStitcher, CoreStitcher, ReceptiveField, Tile, TilePlan, batches, plan_tiles, read_tile
 
@@ -69,8 +69,7 @@ class Predictor:
         """
         card = self.package.card
         self._check(threshold, probabilities)
-        prepared = card.preparation.apply(image)
-        _check_size(prepared.image, card.receptive_field)
+        prepared = prepare(card, image)
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
         decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
         answer = card.task.answer(decided, prepared)
@@ -162,6 +161,13 @@ class Predictor:
             "p_value": calibration.p_value(score),
             "decision": decision,
         }
+
+
+def prepare(card: Card, image: Image) -> Prepared:
+    """What the model's network sees of an image. Raises UnfitImage for one that the model cannot take."""
+    prepared = card.preparation.apply(image)
+    _check_size(prepared.image, card.receptive_field)
+    return prepared
 
 
 def _check_size(image: Image, field: ReceptiveField) -> None:
