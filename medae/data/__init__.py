@@ -1,1 +1,24 @@
 """Data: which images a training sees, in which split, and what is done to them before the network does."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from medae.data.cases import SPLITS, Case, CaseList, Data, LoadedCase, Split, label_image
+from medae.data.folder import Folder
+from medae.data.samples import Sample
+
+DataConfig = Annotated[CaseList | Folder | Sample, Field(discriminator="kind")]
+
+__all__ = [
+    "SPLITS",
+    "Case",
+    "CaseList",
+    "Data",
+    "DataConfig",
+    "Folder",
+    "LoadedCase",
+    "Sample",
+    "Split",
+    "label_image",
+]
