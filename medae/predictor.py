@@ -12,6 +12,7 @@ from medae.backends import Backend, open_backend
 from medae.errors import UnfitImage, UsageError
 from medae.image import Image
 from medae.package import Card, ModelPackage
+from medae.preparation import Prepared
 from medae.tasks import Segmentation
 from medae.tiles import BlendStitcher, CoreStitcher, ReceptiveField, Tile, TilePlan, batches, plan_tiles, read_tile
 
