@@ -43,7 +43,7 @@ def expand(value: str) -> list[Path]:
     return sorted(Path(found) for found in glob.glob(value, recursive=True))
 
 
-def list_items(inputs: Sequence[str], *, out: Path) -> Manifest:
+def list_items(inputs: Sequence[str], *, out: Path | None = None) -> Manifest:
     """The items that `inputs` name, in their order; `out`, where answers go, is never taken for an input.
 
     Single files are one item each, except DICOM files: those of one series are one item, however they were given.
@@ -69,16 +69,17 @@ def list_items(inputs: Sequence[str], *, out: Path) -> Manifest:
     return Manifest(items, len(found) - len(images))
 
 
-def _walk(folder: Path, out: Path) -> Iterator[Path]:
+def _walk(folder: Path, out: Path | None) -> Iterator[Path]:
     """Files below a folder in the order of their names, without hidden ones and without those below `out`.
 
     Links to folders are not followed, so a circle of links ends.
     """
-    if out.resolve() == folder.resolve():
+    own = out.resolve() if out else None
+    if folder.resolve() == own:
         raise UsageError("the output folder is one of the inputs; answers need a folder of their own")
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         here = Path(parent)
-        folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() != out.resolve())
+        folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() != own)
         yield from (here / name for name in sorted(names) if name[0] != "." and (here / name).is_file())
 
 
@@ -101,7 +102,7 @@ def _is_dicom(path: Path) -> bool:
 def _items(files: Iterable[Path]) -> Iterator[Item]:
     place = {path: number for number, path in enumerate(dict.fromkeys(files))}
     dicom_files = [path for path in place if _is_dicom(path)]
-    groups = [(path,) for path in place.keys() - set(dicom_files)]
+    groups: list[tuple[Path, ...]] = [(path,) for path in place.keys() - set(dicom_files)]
     groups += [tuple(series.paths) for series in dicom.group_series(dicom_files)] if dicom_files else []
     taken: set[str] = set()
     for group in sorted(groups, key=lambda group: min(place[path] for path in group)):

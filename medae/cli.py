@@ -1,0 +1,273 @@
+"""The command-line door: it parses, calls and exits. Rooms are imported when they are called: --help is instant."""
+
+import json
+import logging
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from medae import __version__
+from medae.errors import InputError, MedaeError
+
+app = typer.Typer(
+    name="medae",
+    help="Train, package and serve models that segment, restore and score medical images.",
+    epilog="Exit codes: 0 all done; 2 the call is wrong; 3 some inputs failed, each with its reason; 1 our fault.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Package = Annotated[
+    str, typer.Argument(metavar="PACKAGE", help="A folder, or a name from `medae models`.", show_default=False)
+]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="INPUT...", help="Images, folders of them, DICOM series, patterns.", show_default=False),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Output = Literal["default", "probabilities", "labels-nifti", "summary", "overlay"]
+
+
+def main() -> None:
+    """Runs a command; every error of ours is one message on stderr and its exit code."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clean up as on Ctrl-C
+    try:
+        app()
+    except MedaeError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+
+
+def _complain(message: str) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print("[bold red]error:[/] ", end="")
+    console.print(message, markup=False)
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    for name in ("medae", "medae_service"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO if verbose else logging.WARNING)
+        logger.addHandler(handler)
+    # what third parties log and warn of can hold tag values, and so the data of a patient
+    logging.getLogger().addHandler(logging.NullHandler())
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.", show_default=False)],
+    out: Out,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="K=V", help="Change one value: training.steps=100.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint under --out.")] = False,
+) -> None:
+    """Train a model as CONFIG says; leaves OUT/package, OUT/metrics.jsonl and pictures."""
+    from medae.experiment import Experiment
+    from medae.settings import load_settings
+    from medae.shipped import find_config
+    from medae.training import train
+
+    experiment = load_settings(find_config(config), Experiment, changes or ())
+    package = train(experiment, out, resume=resume)
+    typer.echo(f"{out / 'package'}: {package.card.name} {package.card.version} {package.digest}")
+
+
+@app.command()
+def evaluate(
+    package: Package,
+    out: Out,
+    cases: Annotated[
+        Path | None,
+        typer.Argument(help="A CSV list of cases; without one, the test cases of its experiment.", show_default=False),
+    ] = None,
+) -> None:
+    """Measure a model on cases with known answers; leaves metrics.json and a table with a row for each case."""
+    from medae.evaluation import evaluate
+    from medae.package import load
+
+    evaluation = evaluate(load(package), cases, out)
+    _print_json(evaluation.metrics)
+
+
+@app.command()
+def predict(
+    package: Package,
+    inputs: Inputs,
+    out: Out,
+    output: Annotated[Output, typer.Option(help="What to write for each image.")] = "default",
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Segmentation: a probability. Score: a target false-positive rate.", show_default=False),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Answer images in their own format; leaves answers, summaries, results.csv and run.json under OUT."""
+    from medae.batch.local import predict_items, require_writable
+    from medae.batch.manifest import list_items
+    from medae.batch.progress import Progress
+    from medae.package import load
+    from medae.predictor import Predictor
+
+    _require_existing(inputs)
+    require_writable(out)
+    manifest = list_items(inputs, out=out)
+    predictor = Predictor(load(package), device=device)
+    with Progress(manifest, out) as watch:
+        outcomes = predict_items(predictor, manifest.items, out, output=output, threshold=threshold, watch=watch)
+    if any(outcome.status == "fault" for outcome in outcomes):
+        raise typer.Exit(1)
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(InputError.exit_code)
+
+
+def _require_existing(inputs: list[str]) -> None:
+    from medae.batch.manifest import expand
+
+    for value in inputs:
+        if not expand(value):
+            raise typer.BadParameter(f"{value}: no such file or folder", param_hint="INPUT")
+
+
+@app.command()
+def info(
+    thing: Annotated[str, typer.Argument(metavar="PACKAGE|FILE", help="A model package, an image or a DICOM folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a package or an image is."""
+    from medae.inspection import describe, show
+
+    try:
+        description = describe(thing)
+    except InputError as error:
+        _complain(f"{thing}: {error}")
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        _print_json(description)
+    else:
+        show(description)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models that come with medae."""
+    from medae.inspection import list_models, show_models
+
+    found = list_models()
+    if as_json:
+        _print_json(found)
+    else:
+        show_models(found)
+
+
+@app.command()
+def check(
+    inputs: Inputs,
+    package: Annotated[str | None, typer.Option(help="Would this model take them?", show_default=False)] = None,
+) -> None:
+    """Say of each image whether it would be accepted and, if not, why; nothing is computed."""
+    from medae.batch.manifest import list_items
+    from medae.inspection import check_item
+    from medae.package import load
+
+    _require_existing(inputs)
+    model = load(package) if package else None
+    findings = [check_item(item, model) for item in list_items(inputs).items]
+    for finding in findings:
+        typer.echo(finding)
+    if not all(finding.accepted for finding in findings):
+        raise typer.Exit(InputError.exit_code)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has: versions, device, cores, memory, disk, programs, limits."""
+    from medae.doctor import examine, show
+
+    findings = examine()
+    if as_json:
+        _print_json(findings)
+    else:
+        show(findings)
+
+
+@app.command()
+def serve(
+    packages: Annotated[
+        list[str] | None, typer.Argument(metavar="[PACKAGE]...", help="Models to serve; without any, the shipped ones.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of service settings.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="A file with the token that callers must send.")] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(help="A Host name that callers may use.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a token.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one for each core.")] = None,
+) -> None:
+    """Answer over HTTP until stopped."""
+    from medae_service.launch import serve
+
+    serve(
+        packages or (),
+        host=host,
+        port=port,
+        workers=workers,
+        token_file=token_file,
+        insecure=insecure,
+        allowed_hosts=allowed_host or (),
+        config=config,
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Trainings of seconds: the way, not the quality.")] = False,
+) -> None:
+    """The whole way on real images that come with the dependencies, ending in pictures."""
+    from medae.demo import run
+
+    run(out, quick)
+
+
+@app.command(hidden=True)
+def schema(
+    out: Annotated[Path | None, typer.Option(help="Write it there instead of printing it.")] = None,
+) -> None:
+    """The JSON schema of a configuration, from which editors complete it."""
+    from medae.experiment import Experiment
+
+    text = json.dumps(Experiment.model_json_schema(), indent=2) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")

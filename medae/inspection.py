@@ -1,0 +1,115 @@
+"""What a package or an image is, and whether a model would take it; nothing is inferred."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from medae import package as packages
+from medae.batch.manifest import Item
+from medae.errors import InputError, UnknownModel
+from medae.image import Image
+from medae.io import read_image
+from medae.package import ModelPackage
+from medae.predictor import prepare
+
+
+def describe(thing: str) -> dict[str, Any]:
+    """A package by its folder or name, or an image by its file or folder, as plain data.
+
+    Raises UnknownModel for neither, and what reading either raises.
+    """
+    path = Path(thing)
+    if thing in packages.shipped() or (path / "card.json").is_file():
+        return describe_package(packages.load(thing))
+    if path.exists():
+        return describe_image(read_image(path))
+    raise UnknownModel(f"{thing}: neither a file or folder nor the name of a model; `medae models` lists these")
+
+
+def describe_package(package: ModelPackage) -> dict[str, Any]:
+    """Its card without the experiment, its digest, its size and what it was calibrated on."""
+    calibration = package.calibration
+    return {
+        "what": "model package",
+        "digest": package.digest,
+        **package.card.model_dump(mode="json", exclude={"experiment"}),
+        "parameters": int(sum(np.size(weights) for weights in package.weights.values())),
+        "calibration": None if calibration is None else {"version": calibration.version, "score": calibration.score},
+    }
+
+
+def describe_image(image: Image) -> dict[str, Any]:
+    """Its size, place and range of values; nothing that says whose image it is."""
+    slices, rows, columns = image.geometry.shape
+    return {
+        "what": "image",
+        "format": image.source.format,
+        "channels": image.channels,
+        "slices": slices,
+        "rows": rows,
+        "columns": columns,
+        "type": str(image.pixels.dtype),
+        "values": [image.pixels.min().item(), image.pixels.max().item()],
+        "spacing": [round(length, 6) for length in image.geometry.spacing],
+        "unit": image.geometry.unit,
+        "axes": image.geometry.axis_codes,
+    }
+
+
+def list_models() -> list[dict[str, Any]]:
+    """The models that come with medae."""
+    found = {name: ModelPackage.load(folder) for name, folder in packages.shipped().items()}
+    return [
+        {"name": name, "version": package.card.version, "task": package.card.task.kind, "digest": package.digest}
+        | {"intended_use": package.card.intended_use}
+        for name, package in found.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether an item would be accepted; `said` describes it or gives the reason."""
+
+    item: Item
+    accepted: bool
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.item.id}: {'accepted' if self.accepted else 'not accepted'}: {self.said}"
+
+
+def check_item(item: Item, package: ModelPackage | None) -> Finding:
+    """Read an item and, given a package, prepare it as its network would see it."""
+    try:
+        image = read_image(item.files if len(item.files) > 1 else item.files[0])
+        if package is not None:
+            prepare(package.card, image)
+    except InputError as error:
+        return Finding(item, False, str(error))
+    shape = " x ".join(str(length) for length in (image.channels, *image.geometry.shape))
+    return Finding(
+        item, True, f"{image.source.format}, {shape} (channels, slices, rows, columns), {image.pixels.dtype}"
+    )
+
+
+def show(description: dict[str, Any]) -> None:
+    """A description as a table on stdout."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in description.items():
+        table.add_row(name, str(value))
+    Console(soft_wrap=True).print(table)
+
+
+def show_models(models: list[dict[str, Any]]) -> None:
+    """The list of models as a table on stdout."""
+    if not models:
+        Console().print("No model comes with this medae; train one, and give its folder.")
+        return
+    table = Table(*models[0])
+    for model in models:
+        table.add_row(*map(str, model.values()))
+    Console().print(table)
