@@ -97,8 +97,10 @@ def _set(data: dict[str, Any], override: str) -> None:
     if isinstance(at, list):
         _child(at, last, override)
         at[int(last)] = parsed
-    else:
+    elif isinstance(at, dict):
         at[last] = parsed
+    else:
+        raise _missing(last, override)
 
 
 def _child(at: Any, part: str, override: str) -> Any:
@@ -106,7 +108,11 @@ def _child(at: Any, part: str, override: str) -> Any:
         return at[int(part)]
     if isinstance(at, dict):
         return at.setdefault(part, {})
-    raise SettingsError(f"--set {override}: `{part}` does not exist in the configuration")
+    raise _missing(part, override)
+
+
+def _missing(part: str, override: str) -> SettingsError:
+    return SettingsError(f"--set {override}: `{part}` does not exist in the configuration")
 
 
 def _explain(error: ValidationError, data: Any, name: str, lines: Lines) -> Iterable[str]:
