@@ -91,8 +91,13 @@ class Autoencoder(nn.Module, ABC):
 
 
 def run(network: nn.Module, x: Tensor) -> Output:
-    """The prediction, and the latent where there is one."""
-    return network.autoencode(x) if isinstance(network, Autoencoder) else Output(network(x), None)
+    """The prediction, and the latent where there is one.
+
+    By the method and not by the type, for a network that Fabric wraps is of Fabric's type. Such a one must have been
+    told `mark_forward_method("autoencode")`, or its precision is not applied.
+    """
+    autoencode = getattr(network, "autoencode", None)
+    return Output(network(x), None) if autoencode is None else autoencode(x)
 
 
 def pad(x: Tensor, multiple: int, least: int = 1) -> Tensor:

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from medae.networks.base import Norm
 
-CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 LARGEST_GROUPS = 8
 
 
-def convolution(dims: int, channels_in: int, channels_out: int, kernel: int = 3, *, bias: bool = True) -> nn.Module:
+def convolution(dims: int, channels_in: int, channels_out: int, kernel: int = 3) -> nn.Conv2d | nn.Conv3d:
     """Same size; zeros outside the image."""
-    return CONVOLUTIONS[dims](channels_in, channels_out, kernel, padding=kernel // 2, bias=bias)
+    return CONVOLUTIONS[dims](channels_in, channels_out, kernel, padding=kernel // 2)
 
 
 def groups_for(*widths: int) -> int:

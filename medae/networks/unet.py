@@ -32,7 +32,7 @@ class UNet(nn.Module):
         from monai.networks.nets.unet import UNet as MonaiUNet
 
         super().__init__()
-        self.core = MonaiUNet(
+        self.core: nn.Module = MonaiUNet(
             spatial_dims=dims,
             in_channels=channels_in,
             out_channels=channels_out,
