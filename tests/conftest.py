@@ -1,11 +1,17 @@
 """What all tests share: the real data where it is present, and images that are tilted, permuted and odd-sized."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from medae.image import Geometry, Image
+from medae.preparation import Preparation
+
+if TYPE_CHECKING:
+    from medae.package import ModelPackage
+    from medae.tasks import TaskConfig
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +40,35 @@ def tilted_volume() -> Image:
     """One channel, 7 x 9 x 11, every value different, int16, on a tilted permuted anisotropic grid."""
     pixels = np.arange(7 * 9 * 11, dtype=np.int16).reshape(1, 7, 9, 11) - 100
     return Image(pixels, Geometry((7, 9, 11), tilted_affine()))
+
+
+def untrained_package(
+    task: "TaskConfig", network: dict[str, Any], preparation: Preparation | None = None, seed: int = 0
+) -> "ModelPackage":
+    """A whole package with random weights: all but the training."""
+    import torch
+    from pydantic import TypeAdapter
+
+    from medae.networks import NetworkConfig
+    from medae.package import Card, ModelPackage
+
+    preparation = preparation or Preparation()
+    settings = TypeAdapter(NetworkConfig).validate_python(network)
+    channels_out = task.channels_out(preparation.channels)
+    torch.manual_seed(seed)
+    built = settings.build(preparation.channels, channels_out)
+    for module in built.modules():  # statistics that matter, as training would leave them
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    card = Card(
+        name="untrained",
+        version="0.1",
+        task=task,
+        network=settings.model_dump(mode="json"),
+        channels_in=preparation.channels,
+        channels_out=channels_out,
+        receptive_field=settings.receptive_field(),
+        preparation=preparation,
+    )
+    return ModelPackage.seal(card, {name: value.numpy() for name, value in built.state_dict().items()})

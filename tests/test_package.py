@@ -1,0 +1,132 @@
+"""Packages: what is loaded is what was saved, and nothing that was changed is loaded."""
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medae.calibration import Calibration
+from medae.errors import MedaeError, OutputError, PackageError, UnknownModel
+from medae.package import ModelPackage, load
+from medae.tasks import Anomaly, Restoration
+from tests.conftest import untrained_package
+
+SMALL = {"kind": "dncnn", "depth": 3, "features": 4}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    untrained_package(Restoration(), SMALL).save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_round_trip(saved: Path) -> None:
+    package, again = untrained_package(Restoration(), SMALL), ModelPackage.load(saved)
+    assert again.card == package.card and again.digest == package.digest
+    assert set(again.weights) == set(package.weights)
+    for name, value in package.weights.items():
+        np.testing.assert_array_equal(again.weights[name], value)
+        assert again.weights[name].dtype == value.dtype
+
+
+def test_the_digest_is_that_of_the_file_and_holds_the_weights(saved: Path) -> None:
+    digest = hashlib.sha256((saved / "card.json").read_bytes()).hexdigest()
+    assert load(saved).digest == f"sha256:{digest}"
+    weights = hashlib.sha256((saved / "weights.safetensors").read_bytes()).hexdigest()
+    assert load(saved).card.weights_sha256 == weights
+    assert untrained_package(Restoration(), SMALL, seed=1).digest != load(saved).digest
+
+
+def test_saving_again_keeps_the_digest_even_of_a_card_in_other_words(saved: Path) -> None:
+    card = json.loads((saved / "card.json").read_text())
+    del card["limits"]  # a field that an older medae did not write
+    (saved / "card.json").write_text(json.dumps(card))
+    package = load(saved)
+    package.save(saved)
+    assert load(saved).digest == package.digest
+
+
+@pytest.mark.parametrize("at", [10, 200, -1])
+def test_a_changed_byte_is_noticed(saved: Path, at: int) -> None:
+    data = bytearray((saved / "weights.safetensors").read_bytes())
+    data[at] ^= 1
+    (saved / "weights.safetensors").write_bytes(data)
+    with pytest.raises(PackageError, match="damaged or was changed"):
+        load(saved)
+
+
+def edit(card: Path, **changes: object) -> None:
+    card.write_text(json.dumps(json.loads(card.read_text()) | changes))
+
+
+def test_a_newer_format_is_named(saved: Path) -> None:
+    edit(saved / "card.json", format=2)
+    with pytest.raises(PackageError, match="format 2 is newer"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda folder: (folder / "weights.safetensors").unlink(), "not complete"),
+        (lambda folder: (folder / "card.json").write_text("{"), "not valid JSON"),
+        (lambda folder: edit(folder / "card.json", channels_in="many"), "channels_in"),
+        (lambda folder: edit(folder / "card.json", surprise=1), "surprise"),
+        (lambda folder: edit(folder / "card.json", network={"kind": "unheard"}), "damaged|not known"),
+    ],
+)
+def test_what_is_broken_is_named(saved: Path, break_it: object, said: str) -> None:
+    from medae.predictor import Predictor
+
+    break_it(saved)  # type: ignore[operator]
+    with pytest.raises(PackageError, match=said):
+        Predictor(load(saved))
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    from medae.backends.torch import TorchBackend
+
+    package = untrained_package(Restoration(), SMALL)
+    other = untrained_package(Restoration(), SMALL | {"features": 5})
+    with pytest.raises(PackageError, match="do not fit"):
+        TorchBackend.from_package(ModelPackage(package.card, other.weights, package.card_json))
+
+
+def test_no_package_there(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(UnknownModel):
+            load(place)
+
+
+def test_a_calibration_belongs_to_one_package(saved: Path) -> None:
+    package = untrained_package(Anomaly(), {"kind": "vae", "features": [4, 4]})
+    own = Calibration.from_scores(np.linspace(0, 1, 20), score="l2_mean", package_digest=package.digest)
+    package.calibrated(own).save(saved)
+    assert load(saved).calibration == own
+    other = own.model_copy(update={"package_digest": "sha256:1"})
+    (saved / "calibration.json").write_text(other.model_dump_json())
+    with pytest.raises(PackageError, match="another package"):
+        load(saved)
+
+
+def test_a_full_disk_leaves_the_old_package_and_no_rest(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load(saved).digest
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space"):
+        untrained_package(Restoration(), SMALL, seed=3).save(saved)
+    assert load(saved).digest == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MedaeError, match="cannot be written"):
+        untrained_package(Restoration(), SMALL).save(tmp_path / "file" / "model")
