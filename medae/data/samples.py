@@ -191,7 +191,7 @@ def _tissue_tiles(rgb: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.uint8]]]
         for column in range(columns)
     }
     # glass lets all light through; half of the tile must hold some back
-    return [(name, tile) for name, tile in cut.items() if np.median(tile.min(axis=2)) < 205]
+    return [(name, tile) for name, tile in cut.items() if np.median(tile.min(axis=2)) < 222]
 
 
 def _tile(name: str, tile: NDArray[np.uint8], split: Split, label: str) -> LoadedCase:

@@ -1,0 +1,69 @@
+"""Objectives: what training makes small; a closed union by `kind`, one file per family."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from medae.networks.base import Output
+from medae.objectives.base import ObjectiveSettings, Term
+from medae.objectives.divergence import KL
+from medae.objectives.fidelity import L1, MSE, SSIM
+from medae.objectives.overlap import Dice, DiceCE, Tversky
+from medae.objectives.voxels import CrossEntropy, Focal
+
+ObjectiveConfig = Annotated[
+    DiceCE | Dice | CrossEntropy | Focal | Tversky | MSE | L1 | SSIM | KL, Field(discriminator="kind")
+]
+
+
+def _kinds_differ(objectives: tuple[ObjectiveSettings, ...]) -> tuple[ObjectiveSettings, ...]:
+    kinds = [objective.kind for objective in objectives]
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"each kind of objective once, because terms are reported by kind; got {', '.join(kinds)}")
+    return objectives
+
+
+Objectives = Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1), AfterValidator(_kinds_differ)]
+"""What an experiment holds: at least one objective, each kind once."""
+
+
+class Loss(nn.Module):
+    """The weighted sum of the objectives' terms."""
+
+    def __init__(self, objectives: Sequence[ObjectiveSettings]) -> None:
+        super().__init__()
+        self.objectives = _kinds_differ(tuple(objectives))
+        self.terms = nn.ModuleDict({objective.kind: objective.build() for objective in objectives})
+
+    def forward(self, output: Output, target: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """-> (total, terms by kind, detached and without their weights).
+
+        target: labels (B, 1, *spatial), int64, or an image (B, C, *spatial). progress: 0..1 of the whole training.
+        Computed in float32 whatever the network computes in: sums over patches overflow half precision.
+        """
+        with torch.autocast(target.device.type, enabled=False):
+            output = output._replace(prediction=output.prediction.float())
+            terms = {name: term(output, target) for name, term in self.terms.items()}
+            total = torch.stack([each.factor(progress) * terms[each.kind] for each in self.objectives]).sum()
+        return total, {name: term.detach() for name, term in terms.items()}
+
+
+__all__ = [
+    "KL",
+    "L1",
+    "MSE",
+    "SSIM",
+    "CrossEntropy",
+    "Dice",
+    "DiceCE",
+    "Focal",
+    "Loss",
+    "ObjectiveConfig",
+    "ObjectiveSettings",
+    "Objectives",
+    "Term",
+    "Tversky",
+]
