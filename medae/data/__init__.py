@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from medae.data.augment import AugmentSettings
 from medae.data.cases import SPLITS, Case, CaseList, Data, LoadedCase, Split, label_image
 from medae.data.folder import Folder
 from medae.data.samples import Sample
@@ -12,6 +13,7 @@ DataConfig = Annotated[CaseList | Folder | Sample, Field(discriminator="kind")]
 
 __all__ = [
     "SPLITS",
+    "AugmentSettings",
     "Case",
     "CaseList",
     "Data",

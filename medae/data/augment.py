@@ -24,7 +24,7 @@ Array = NDArray[Any]
 _AXES: dict[Axis, int] = {"slices": -3, "rows": -2, "columns": -1}
 
 
-class Sample(NamedTuple):
+class Pair(NamedTuple):
     """What the network sees and what it should say."""
 
     image: NDArray[np.float32]
@@ -49,16 +49,16 @@ class Affine(Sometimes):
     scale: float = Field(default=0.1, ge=0, lt=1)
     """At most so much larger or smaller."""
 
-    def apply(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def apply(self, sample: Pair, rng: np.random.Generator) -> Pair:
         transform = _affine(self, sample.image.ndim - 1)
         # the same bit stream under numpy's older interface, which is MONAI's
         transform.set_random_state(state=np.random.RandomState(rng.bit_generator))
         image = np.asarray(transform(sample.image), np.float32)
         if sample.target is None:
-            return Sample(image, None)
+            return Pair(image, None)
         mode = "nearest" if sample.target.dtype.kind in "bui" else "bilinear"
         target = np.asarray(transform(sample.target.astype(np.float32), mode=mode, randomize=False))
-        return Sample(image, target.astype(sample.target.dtype))
+        return Pair(image, target.astype(sample.target.dtype))
 
 
 class Intensity(Sometimes):
@@ -69,7 +69,7 @@ class Intensity(Sometimes):
     gamma: float = Field(default=0.2, ge=0)
     """The exponent lies between 1 / (1 + gamma) and 1 + gamma."""
 
-    def apply(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def apply(self, sample: Pair, rng: np.random.Generator) -> Pair:
         gain = rng.uniform(1 - self.gain, 1 + self.gain)
         offset = rng.uniform(-self.offset, self.offset)
         exponent = (1 + self.gamma) ** rng.uniform(-1, 1)
@@ -91,7 +91,7 @@ class Stain(Sometimes):
     strength: PositiveFloat = 0.05
     """Each stain's amount is multiplied by 1 +- strength and moved by +- strength, in units of optical density."""
 
-    def apply(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def apply(self, sample: Pair, rng: np.random.Generator) -> Pair:
         if len(sample.image) != 3:
             raise SettingsError(f"stain jitter is for RGB pictures, this sample has {len(sample.image)} channel(s)")
         from skimage.color import hed_from_rgb, rgb_from_hed
@@ -115,12 +115,12 @@ class Blur(Sometimes):
     sigma: PositiveFloat = 1.5
     """Pixels, at most."""
 
-    def apply(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def apply(self, sample: Pair, rng: np.random.Generator) -> Pair:
         from scipy.ndimage import gaussian_filter
 
         sigma = rng.uniform(0, self.sigma)
         still = (0.0,) * (sample.image.ndim - 2)
-        return Sample(gaussian_filter(sample.image, (*still, sigma, sigma), mode="reflect"), sample.target)
+        return Pair(gaussian_filter(sample.image, (*still, sigma, sigma), mode="reflect"), sample.target)
 
 
 class Noise(Sometimes):
@@ -130,9 +130,9 @@ class Noise(Sometimes):
     level: PositiveFloat = 0.05
     """Standard deviation at most, in units of the prepared range."""
 
-    def apply(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def apply(self, sample: Pair, rng: np.random.Generator) -> Pair:
         level = np.float32(rng.uniform(0, self.level))
-        return Sample(sample.image + level * rng.standard_normal(sample.image.shape, np.float32), sample.target)
+        return Pair(sample.image + level * rng.standard_normal(sample.image.shape, np.float32), sample.target)
 
 
 class AugmentSettings(Settings):
@@ -148,7 +148,7 @@ class AugmentSettings(Settings):
     blur: Blur | None = None
     noise: Noise | None = None
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def __call__(self, sample: Pair, rng: np.random.Generator) -> Pair:
         """Raises SettingsError for stain jitter on anything but three channels, and for slices of a 2-D sample."""
         sample = self._turned(sample, rng)
         for step in (self.affine, self.stain, self.intensity, self.blur, self.noise):
@@ -156,7 +156,7 @@ class AugmentSettings(Settings):
                 sample = step.apply(sample, rng)
         return sample
 
-    def _turned(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def _turned(self, sample: Pair, rng: np.random.Generator) -> Pair:
         if "slices" in self.flip and sample.image.ndim < 4:
             raise SettingsError("augment.flip: a 2-D sample has no slices to reverse; leave `slices` out")
         axes = tuple(_AXES[name] for name in self.flip if rng.random() < 0.5)
@@ -168,15 +168,15 @@ class AugmentSettings(Settings):
         def move(values: Array) -> Array:
             return np.ascontiguousarray(np.rot90(np.flip(values, axes), turns, (-2, -1)))
 
-        return Sample(move(sample.image), None if sample.target is None else move(sample.target))
+        return Pair(move(sample.image), None if sample.target is None else move(sample.target))
 
 
-def _both(sample: Sample, change: Any) -> Sample:
+def _both(sample: Pair, change: Any) -> Pair:
     """The change on the image, and on a clean target; never on labels."""
     target = sample.target
     if target is not None and target.dtype.kind == "f":
         target = change(target)
-    return Sample(change(sample.image), target)
+    return Pair(change(sample.image), target)
 
 
 @cache

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from medae.data.augment import AugmentSettings, Sample
+from medae.data.augment import AugmentSettings, Pair
 from medae.errors import SettingsError
 
 _CENTRES = 20_000
@@ -115,13 +115,13 @@ class Patches(Dataset[dict[str, Tensor]]):
             return [min(max(at, 0), have - need) for at, have, need in zip(wanted, shape, self.size, strict=True)]
         return [int(rng.integers(have - need + 1)) for have, need in zip(shape, self.size, strict=True)]
 
-    def _cut(self, case: PreparedCase, start: Sequence[int]) -> Sample:
+    def _cut(self, case: PreparedCase, start: Sequence[int]) -> Pair:
         box = (slice(None), *(slice(at, at + need) for at, need in zip(start, self.size, strict=True)))
 
         def cut(values: NDArray[Any]) -> NDArray[Any]:
             return values[box][:, 0] if self.dims == 2 else values[box]
 
-        return Sample(cut(case.image), None if case.target is None else cut(case.target))
+        return Pair(cut(case.image), None if case.target is None else cut(case.target))
 
 
 class PatchSampler(Sampler[tuple[int, int]]):

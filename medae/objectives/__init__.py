@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from medae.errors import SettingsError
 from medae.networks.base import Output
 from medae.objectives.base import ObjectiveSettings, Term
 from medae.objectives.divergence import KL
@@ -19,23 +20,15 @@ ObjectiveConfig = Annotated[
 ]
 
 
-def _kinds_differ(objectives: tuple[ObjectiveSettings, ...]) -> tuple[ObjectiveSettings, ...]:
-    kinds = [objective.kind for objective in objectives]
-    if len(set(kinds)) < len(kinds):
-        raise ValueError(f"each kind of objective once, because terms are reported by kind; got {', '.join(kinds)}")
-    return objectives
-
-
-Objectives = Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1), AfterValidator(_kinds_differ)]
-"""What an experiment holds: at least one objective, each kind once."""
-
-
 class Loss(nn.Module):
-    """The weighted sum of the objectives' terms."""
+    """The weighted sum of the objectives' terms. Raises SettingsError where a kind is there twice."""
 
     def __init__(self, objectives: Sequence[ObjectiveSettings]) -> None:
         super().__init__()
-        self.objectives = _kinds_differ(tuple(objectives))
+        self.objectives = tuple(objectives)
+        kinds = [objective.kind for objective in objectives]
+        if len(set(kinds)) < len(kinds):
+            raise SettingsError(f"terms are reported by kind, so each kind comes once; got {', '.join(kinds)}")
         self.terms = nn.ModuleDict({objective.kind: objective.build() for objective in objectives})
 
     def forward(self, output: Output, target: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -63,7 +56,6 @@ __all__ = [
     "Loss",
     "ObjectiveConfig",
     "ObjectiveSettings",
-    "Objectives",
     "Term",
     "Tversky",
 ]

@@ -23,8 +23,6 @@ class ObjectiveSettings(Settings, ABC):
 
     applies_to: ClassVar[frozenset[str]]
     """Kinds of task whose target it understands."""
-    needs_distribution: ClassVar[bool] = False
-    """Whether the network must have a Gaussian latent (vae)."""
 
     kind: str
     weight: PositiveFloat = 1.0

@@ -21,7 +21,6 @@ class KL(ObjectiveSettings):
     """
 
     applies_to: ClassVar[frozenset[str]] = RECONSTRUCTION
-    needs_distribution: ClassVar[bool] = True
 
     kind: Literal["kl"] = "kl"
     beta: PositiveFloat = 0.02
