@@ -29,7 +29,7 @@ LAYERS = (
     ("image",),
     ("resample",),
     ("io",),
-    ("preparation", "tiles"),
+    ("preparation", "tiles", "pictures"),
     ("scores", "metrics", "calibration", "record"),
     ("data",),
     ("tasks",),

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", "
 """In a folder, a file of such a name counts as an image even when its content says otherwise: it is then a failed
 item with a reason, and is not passed over. Whether a file really is an image, its content decides when it is read."""
 
-HEAD_BYTES = 512
+HEAD_BYTES = 132
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def list_items(inputs: Sequence[str], *, out: Path | None = None) -> Manifest:
     Single files are one item each, except DICOM files: those of one series are one item, however they were given.
     Raises UsageError where an input names nothing, where none holds an image, and where `out` is an input.
     """
-    single: list[Path] = []
+    named: list[Path] = []
     found: list[Path] = []
     for number, value in enumerate(inputs, 1):
         paths = expand(value)
@@ -59,14 +59,14 @@ def list_items(inputs: Sequence[str], *, out: Path | None = None) -> Manifest:
             if path.is_dir():
                 found += _walk(path, out)
             else:
-                single.append(path)
-    images = [path for path in found if _counts_as_image(path)]
-    items = tuple(_items([*single, *images]))
+                named.append(path)
+    items = tuple(_items(named, [path for path in found if _counts_as_image(path)]))
     if not items:
         raise UsageError(
             f"no image among the inputs ({len(found)} files looked at); images are PNG, JPEG, TIFF, NIfTI and DICOM"
         )
-    return Manifest(items, len(found) - len(images))
+    used = {path for item in items for path in item.files}
+    return Manifest(items, len(set(found) - used))
 
 
 def _walk(folder: Path, out: Path | None) -> Iterator[Path]:
@@ -99,11 +99,14 @@ def _is_dicom(path: Path) -> bool:
         return False  # reading it will say why
 
 
-def _items(files: Iterable[Path]) -> Iterator[Item]:
-    place = {path: number for number, path in enumerate(dict.fromkeys(files))}
+def _items(named: Sequence[Path], found: Sequence[Path]) -> Iterator[Item]:
+    place = {path: number for number, path in enumerate(dict.fromkeys([*named, *found]))}
     dicom_files = [path for path in place if _is_dicom(path)]
-    groups: list[tuple[Path, ...]] = [(path,) for path in place.keys() - set(dicom_files)]
-    groups += [tuple(series.paths) for series in dicom.group_series(dicom_files)] if dicom_files else []
+    groups = [tuple(series.paths) for series in dicom.group_series(dicom_files)] if dicom_files else []
+    grouped = {path for group in groups for path in group}
+    # DICOM without a picture (reports, DICOMDIR) is left out of a folder; a named file fails with a reason instead
+    alone = (place.keys() - set(dicom_files)) | set(named)
+    groups += [(path,) for path in alone - grouped]
     taken: set[str] = set()
     for group in sorted(groups, key=lambda group: min(place[path] for path in group)):
         name = _unique(_stem(group), taken)
