@@ -1,4 +1,4 @@
-"""What an answer consists of: files in memory, the labels' meaning, who made it; and writing it, whole or not at all."""
+"""What an answer consists of (files in memory, labels, who made it), and writing it whole or not at all."""
 
 import errno
 import os
