@@ -1,0 +1,169 @@
+"""Experiment: everything that one YAML file says about a training."""
+
+import json
+from collections import Counter
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from medae.data import AugmentSettings, DataConfig
+from medae.networks import NetworkConfig
+from medae.objectives import ObjectiveConfig
+from medae.preparation import Preparation
+from medae.settings import Settings
+from medae.tasks import Restoration, TaskConfig
+
+
+class TrainingSettings(Settings):
+    """AdamW on random patches; the learning rate warms up, then falls along a cosine to zero."""
+
+    steps: PositiveInt = 2000
+    """Optimiser steps in all."""
+    validate_every: PositiveInt = 200
+    """Steps between validations; there is one at the end too."""
+    log_every: PositiveInt = 20
+    """Steps between two lines of losses in metrics.jsonl."""
+    batch_size: PositiveInt = 16
+    patch: tuple[PositiveInt, PositiveInt] | tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 64)
+    """(rows, columns) for a 2-D network, (slices, rows, columns) for a 3-D one, on the network's grid."""
+    foreground: float = Field(default=0.33, ge=0, le=1)
+    """Part of the patches that are sure to show a label; for segmentation."""
+    learning_rate: PositiveFloat = 1e-3
+    """At the end of the warm-up."""
+    warm_up: float = Field(default=0.05, ge=0, lt=1)
+    """Part of the training in which the learning rate rises linearly."""
+    weight_decay: NonNegativeFloat = 1e-4
+    gradient_clip: PositiveFloat | None = 1.0
+    """Longest gradient (its norm over all weights); null: any."""
+    ema: float | None = Field(default=0.999, gt=0, lt=1)
+    """Decay of the exponential moving average of the weights, which is what is validated and packaged; null: none."""
+    early_stopping: PositiveInt | None = None
+    """Stop after so many validations in a row without a better one; null: never."""
+    time_limit_minutes: PositiveFloat | None = None
+    """End by then, with the learning rate fallen: the schedule follows the clock where it runs ahead of the steps. Two
+    runs are then no longer the same to the bit; null: no limit."""
+    seed: NonNegativeInt = 0
+    """With it, every random draw is fixed."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:0."""
+    precision: Literal["auto", "full", "bf16"] = "auto"
+    """auto: bfloat16 (mixed) on CUDA, full elsewhere."""
+    threads: PositiveInt | None = None
+    """Of PyTorch on the CPU; null: as it finds right. More or fewer change the last bits."""
+    workers: NonNegativeInt = 0
+    """Processes that cut patches; any number gives the same weights."""
+    pictures: NonNegativeInt = 4
+    """Validation cases that are drawn at each validation: input, target, output."""
+
+
+class Experiment(Settings):
+    """One training, from images to a package."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)
+    """Of the package: lower-case letters, digits and `.`, `_`, `-`."""
+    version: str = Field(default="1.0.0", min_length=1, max_length=32)
+    """Of the package."""
+    data: DataConfig
+    preparation: Preparation = Preparation()
+    task: TaskConfig
+    network: NetworkConfig
+    objectives: tuple[ObjectiveConfig, ...] = Field(min_length=1)
+    """The loss is their weighted sum."""
+    augment: AugmentSettings = AugmentSettings()
+    training: TrainingSettings = TrainingSettings()
+    intended_use: str = ""
+    """For the model card."""
+    limits: str = ""
+    """For the model card: what the model must not be used for, and where it fails."""
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, defaults too, as plain data: what the model card keeps."""
+        return self.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _objectives_fit_the_task(self) -> Self:
+        for objective in self.objectives:
+            if self.task.kind not in objective.applies_to:
+                tasks = " and ".join(sorted(objective.applies_to))
+                raise ValueError(f"the objective {objective.kind} is for {tasks}; the task is {self.task.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_fit_the_network(self) -> Self:
+        counts = Counter(objective.kind for objective in self.objectives)
+        for kind, count in counts.items():
+            if count > 1:
+                raise ValueError(
+                    f"the objective {kind} is there {count} times; give it once, with the sum of the weights"
+                )
+        if "kl" in counts and self.network.kind != "vae":
+            raise ValueError(
+                f"the objective kl needs a network whose code is a distribution: vae, not {self.network.kind}"
+            )
+        if list(counts) == ["kl"]:
+            raise ValueError("the objective kl compares nothing with the target; add one that does, such as mse")
+        return self
+
+    @model_validator(mode="after")
+    def _network_fits_the_task(self) -> Self:
+        if self.task.kind == "anomaly" and not self.network.autoencodes:
+            raise ValueError(
+                "anomaly scores how badly an autoencoder reproduces an image; "
+                f"{self.network.kind} does not go through a code: take conv_autoencoder or vae"
+            )
+        if self.network.kind == "dncnn" and self.task.kind == "segmentation":
+            raise ValueError("dncnn subtracts noise from an image, it cannot give labels: take unet or segnet")
+        return self
+
+    @model_validator(mode="after")
+    def _patch_fits_the_network(self) -> Self:
+        patch, dims = self.training.patch, self.network.dims
+        if len(patch) != dims:
+            axes = {2: "(rows, columns)", 3: "(slices, rows, columns)"}[dims]
+            raise ValueError(f"the network is {dims}-D, so training.patch is {axes}; got {list(patch)}")
+        stride = self.network.receptive_field().stride
+        if min(patch) < stride:
+            raise ValueError(
+                f"{self.network.kind} works on blocks of {stride}; training.patch {list(patch)} is smaller"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _augmentation_fits_the_images(self) -> Self:
+        pictures = self.preparation.channels == 3 and self.preparation.intensity.kind == "full_range"
+        if self.augment.stain is not None and not pictures:
+            raise ValueError(
+                "augment.stain takes RGB pictures apart into stains, so preparation.channels must be 3 and "
+                "preparation.intensity full_range"
+            )
+        if "slices" in self.augment.flip and self.network.dims == 2:
+            raise ValueError("augment.flip: a 2-D network sees no slices to reverse; leave `slices` out")
+        return self
+
+    @model_validator(mode="after")
+    def _data_fits_the_task(self) -> Self:
+        has_targets = _has_targets(self.data)
+        if isinstance(self.task, Restoration) and self.task.corruption is not None:
+            if has_targets:
+                raise ValueError("task.corruption makes the input from a clean image; leave out data.targets or it")
+            if self.preparation.intensity.kind == "zscore":
+                raise ValueError(
+                    "task.corruption has levels in the range 0..1, and preparation.intensity zscore has no such range: "
+                    "take full_range, window or percentile"
+                )
+        elif self.task.kind != "anomaly" and has_targets is False:
+            needed = "a label image" if self.task.kind == "segmentation" else "a clean image, or task.corruption"
+            raise ValueError(f"{self.task.kind} learns from pairs, so each case needs {needed}: give data.targets")
+        return self
+
+
+def _has_targets(data: DataConfig) -> bool | None:
+    """None where only reading the list of cases would tell."""
+    return data.targets is not None if data.kind == "folder" else None
+
+
+def schema_text() -> str:
+    """The JSON schema of a configuration, for editors: the content of configs/experiment.schema.json."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"

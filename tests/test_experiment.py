@@ -1,0 +1,118 @@
+"""An experiment whose parts do not fit each other is refused when it is read, with the reason."""
+
+import json
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from medae.experiment import Experiment, schema_text
+from medae.shipped import configs_folder
+
+TISSUE = {"kind": "sample", "name": "denoise-tissue"}
+LABELS = [{"name": "nucleus", "colour": [255, 0, 0]}]
+GAUSSIAN = {"kind": "gaussian", "level": 0.1}
+
+SEGMENTATION: dict[str, Any] = {
+    "name": "nuclei",
+    "data": {"kind": "sample", "name": "nuclei"},
+    "preparation": {"channels": 3},
+    "task": {"kind": "segmentation", "labels": LABELS},
+    "network": {"kind": "unet"},
+    "objectives": [{"kind": "dice_ce"}],
+}
+DENOISING = SEGMENTATION | {
+    "name": "denoise",
+    "data": TISSUE,
+    "task": {"kind": "restoration", "corruption": GAUSSIAN},
+    "network": {"kind": "dncnn"},
+    "objectives": [{"kind": "mse"}],
+}
+ANOMALY = SEGMENTATION | {
+    "name": "anomaly",
+    "data": {"kind": "sample", "name": "anomaly-tiles"},
+    "task": {"kind": "anomaly"},
+    "network": {"kind": "vae"},
+    "objectives": [{"kind": "mse"}, {"kind": "kl"}],
+}
+FOLDER = {"kind": "folder", "root": "images", "images": "*.png"}
+PAIRS = FOLDER | {"targets": "masks/*.png"}
+
+
+def changed(base: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return deepcopy(base) | fields
+
+
+@pytest.mark.parametrize("data", [SEGMENTATION, DENOISING, ANOMALY], ids=lambda data: data["name"])
+def test_resolved_is_plain_data_that_makes_the_same_experiment(data):
+    experiment = Experiment.model_validate(data)
+    resolved = json.loads(json.dumps(experiment.resolved))
+    assert Experiment.model_validate(resolved) == experiment
+    assert resolved["training"]["steps"] == 2000  # defaults are said too
+
+
+REFUSED = [
+    (changed(SEGMENTATION, objectives=[{"kind": "mse"}]), "objective mse is for anomaly and restoration; the task is"),
+    (changed(DENOISING, objectives=[{"kind": "dice_ce"}]), "objective dice_ce is for segmentation; the task is restor"),
+    (changed(SEGMENTATION, objectives=[{"kind": "dice"}, {"kind": "dice"}]), "dice is there 2 times"),
+    (changed(SEGMENTATION, objectives=[]), "at least 1 item"),
+    (changed(ANOMALY, network={"kind": "unet"}, objectives=[{"kind": "mse"}]), "unet does not go through a code: take"),
+    (changed(ANOMALY, network={"kind": "conv_autoencoder"}), "whose code is a distribution: vae, not conv_auto"),
+    (changed(ANOMALY, objectives=[{"kind": "kl"}]), "kl compares nothing with the target"),
+    (changed(SEGMENTATION, network={"kind": "dncnn"}), "dncnn subtracts noise from an image, it cannot give labels"),
+    (
+        changed(SEGMENTATION, network={"kind": "unet", "dims": 3}),
+        r"3-D, so training.patch is \(slices, rows, col",
+    ),
+    (changed(SEGMENTATION, training={"patch": [8, 64, 64]}), r"2-D, so training.patch is \(rows, columns\); got \[8"),
+    (changed(SEGMENTATION, training={"patch": [4, 64]}), "works on blocks of 8; training.patch .4, 64. is smaller"),
+    (changed(SEGMENTATION, data=FOLDER), "each case needs a label image: give data.targets"),
+    (changed(DENOISING, task={"kind": "restoration"}, data=FOLDER), "a clean image, or task.corruption: give"),
+    (changed(DENOISING, data=PAIRS), "leave out data.targets or it"),
+    (changed(DENOISING, preparation={"channels": 3, "intensity": {"kind": "zscore"}}), "zscore has no such range"),
+    (changed(SEGMENTATION, preparation={"channels": 1}, augment={"stain": {}}), "preparation.channels must be 3"),
+    (changed(SEGMENTATION, augment={"flip": ["slices"]}), "a 2-D network sees no slices"),
+    (changed(SEGMENTATION, name="My Model"), "pattern"),
+    (changed(SEGMENTATION, training={"step": 3}), "Extra inputs are not permitted"),
+    (changed(SEGMENTATION, training={"ema": 1.0}), "less than 1"),
+]
+
+
+@pytest.mark.parametrize(("data", "reason"), REFUSED, ids=[reason[:30] for _, reason in REFUSED])
+def test_parts_that_do_not_fit_are_refused_with_the_reason(data, reason):
+    with pytest.raises(ValidationError, match=reason):
+        Experiment.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        changed(SEGMENTATION, data=PAIRS),
+        changed(DENOISING, data=FOLDER),
+        changed(DENOISING, data=PAIRS, task={"kind": "restoration"}),
+        changed(ANOMALY, data=FOLDER),
+        changed(SEGMENTATION, data={"kind": "cases", "path": "cases.csv"}),
+        changed(SEGMENTATION, network={"kind": "unet", "dims": 3}, training={"patch": [8, 16, 16]}),
+    ],
+)
+def test_parts_that_fit_are_taken(data):
+    Experiment.model_validate(data)
+
+
+def test_the_schema_file_is_current():
+    path = configs_folder() / "experiment.schema.json"
+    assert path.read_text() == schema_text(), "make schema writes it again"
+
+
+def test_the_schema_takes_what_the_settings_take():
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
+    jsonschema.Draft202012Validator.check_schema(validator.schema)
+    for data in (SEGMENTATION, DENOISING, ANOMALY):
+        assert validator.is_valid(data)
+        assert not validator.is_valid(data | {"roof": "red"})
+        assert not validator.is_valid(changed(data, network={"kind": "unett"}))
+    # an editor shows what a field means
+    settings = validator.schema["$defs"]["TrainingSettings"]["properties"]
+    assert settings["ema"]["description"].startswith("Decay of the exponential moving average")
