@@ -435,7 +435,7 @@ def test_every_field_is_explained(kind: type[NetworkSettings]) -> None:
         ({"kind": "unet", "strides": [2, 2, 3]}, "Input should be 1 or 2"),
         ({"kind": "unet", "residual_units": -1}, "greater than or equal to 0"),
         ({"kind": "unet", "dims": 4}, "Input should be 2 or 3"),
-        ({"kind": "segnet", "convolutions": [2, 2]}, "4 stages (features) need 4 numbers of convolutions, got 2"),
+        ({"kind": "segnet", "convolutions": [2, 2]}, "3 stages (features) need 3 numbers of convolutions, got 2"),
         ({"kind": "segnet", "features": []}, "at least 1 item"),
         ({"kind": "conv_autoencoder", "bottleneck": 0}, "greater than 0"),
         ({"kind": "conv_autoencoder", "enlarge": "bicubic"}, "'upsample' or 'transposed'"),

@@ -68,7 +68,7 @@ class ConvAutoencoderSettings(NetworkSettings):
     autoencodes: ClassVar[bool] = True
 
     kind: Literal["conv_autoencoder"] = "conv_autoencoder"
-    features: tuple[PositiveInt, ...] = Field(default=(32, 64, 128), min_length=1, max_length=6)
+    features: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1, max_length=6)
     """Width of each level, shallow to deep; each ends in a pooling by 2."""
     convolutions: PositiveInt = 1
     """Convolutions at each level, in the encoder and again in the decoder."""

@@ -1,6 +1,7 @@
 """How far a network sees: the window arithmetic of its layers along one axis."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 
@@ -30,10 +31,7 @@ DOUBLED = Window(2, stride=2, up=True)
 
 def stride_of(layers: Sequence[Window]) -> int:
     """By how much the layers reduce the input at most: sizes and tile starts must be a multiple of it."""
-    stride = 1
-    for layer in layers:
-        stride *= 1 if layer.up else layer.stride
-    return stride
+    return prod(layer.stride for layer in layers if not layer.up)
 
 
 def radius_of(layers: Sequence[Window]) -> int:

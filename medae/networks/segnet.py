@@ -66,9 +66,9 @@ class SegNetSettings(NetworkSettings):
     autoencodes: ClassVar[bool] = True
 
     kind: Literal["segnet"] = "segnet"
-    features: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 128), min_length=1, max_length=6)
+    features: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1, max_length=6)
     """Width of each stage, shallow to deep; each ends in a pooling by 2. The paper's: 64, 128, 256, 512, 512."""
-    convolutions: tuple[PositiveInt, ...] = (2, 2, 2, 2)
+    convolutions: tuple[PositiveInt, ...] = (2, 2, 2)
     """Convolutions in each stage, in the encoder and again in the decoder. The paper's: 2, 2, 3, 3, 3."""
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ The state dict of `UNet.core` is that of `monai.networks.nets.UNet` with the sam
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from medae.networks.base import NetworkSettings, Norm, crop, pad
 from medae.networks.blocks import groups_for
-from medae.networks.reach import Window
+from medae.networks.reach import CONVOLUTION, Window
 
 
 class UNet(nn.Module):
@@ -46,10 +47,7 @@ class UNet(nn.Module):
                 # 7 voxels become 4 by a stride of 2, and 8 on the way back: the eighth is cut before both are joined
                 module.submodule.register_forward_hook(_crop_to_input)
         # a norm that sees the window has nothing to compare in one voxel, so the deepest map gets two
-        total = 1
-        for stride in strides:
-            total *= stride
-        self.least = 2 * total if norm in ("instance", "group") else 1
+        self.least = 2 * prod(strides) if norm in ("instance", "group") else 1
 
     def forward(self, x: Tensor) -> Tensor:
         return crop(self.core(pad(x, 1, self.least)), x)
@@ -90,8 +88,8 @@ class UNetSettings(NetworkSettings):
     def layers(self) -> list[Window]:
         # short-cuts and skips see less than the convolutions beside them
         convolutions = max(self.residual_units, 1)
-        more = [Window(3, 1, 1)] * (convolutions - 1)
-        last = [Window(3, 1, 1)] if self.residual_units else []
+        more = [CONVOLUTION] * (convolutions - 1)
+        last = [CONVOLUTION] if self.residual_units else []
         down = [layer for stride in self.strides for layer in [Window(3, stride, 1), *more]]
         up = [layer for stride in reversed(self.strides) for layer in [Window(3, stride, 1, up=True), *last]]
-        return [*down, *[Window(3, 1, 1)] * convolutions, *up]
+        return [*down, *[CONVOLUTION] * convolutions, *up]

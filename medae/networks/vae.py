@@ -48,7 +48,7 @@ class VAESettings(NetworkSettings):
     autoencodes: ClassVar[bool] = True
 
     kind: Literal["vae"] = "vae"
-    features: tuple[PositiveInt, ...] = Field(default=(32, 64, 128), min_length=1, max_length=6)
+    features: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1, max_length=6)
     """Width of each level, shallow to deep; each halves the size."""
     latent_channels: PositiveInt = 16
     """Numbers a voxel of the code holds: the narrower, the less that is unusual can be reconstructed."""
