@@ -111,12 +111,20 @@ def evaluate(
         typer.Argument(help="A CSV list of cases; without one, the test cases of its experiment.", show_default=False),
     ] = None,
 ) -> None:
-    """Measure a model on cases with known answers; leaves metrics.json and a table with a row for each case."""
+    """Measure a model on cases with known answers; leaves metrics.json, cases.csv and run.json under OUT."""
+    from medae.batch.local import require_writable
     from medae.evaluation import evaluate
     from medae.package import load
 
-    evaluation = evaluate(load(package), cases, out)
+    model = load(package)
+    require_writable(out)
+    evaluation = evaluate(model, cases, out)
+    for result in evaluation.cases:
+        if result.reason is not None:
+            _complain(f"{result.id}: {result.reason}")
     _print_json(evaluation.metrics)
+    if any(result.reason is not None for result in evaluation.cases):
+        raise typer.Exit(InputError.exit_code)
 
 
 @app.command()
@@ -139,9 +147,9 @@ def predict(
     from medae.predictor import Predictor
 
     _require_existing(inputs)
+    predictor = Predictor(load(package), device=device)
     require_writable(out)
     manifest = list_items(inputs, out=out)
-    predictor = Predictor(load(package), device=device)
     with Progress(manifest, out) as watch:
         outcomes = predict_items(predictor, manifest.items, out, output=output, threshold=threshold, watch=watch)
     if any(outcome.status == "fault" for outcome in outcomes):
@@ -264,9 +272,9 @@ def schema(
     out: Annotated[Path | None, typer.Option(help="Write it there instead of printing it.")] = None,
 ) -> None:
     """The JSON schema of a configuration, from which editors complete it."""
-    from medae.experiment import Experiment
+    from medae.experiment import schema_text
 
-    text = json.dumps(Experiment.model_json_schema(), indent=2) + "\n"
+    text = schema_text()
     if out is None:
         typer.echo(text, nl=False)
     else:

@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -24,8 +25,8 @@ PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/
 
 # From the ground up; a room imports from its own row's room and from rows above it in this list, never from below.
 LAYERS = (
-    ("errors", "shipped"),
-    ("settings",),
+    ("errors",),
+    ("settings", "shipped"),
     ("image",),
     ("resample",),
     ("io",),
@@ -148,13 +149,19 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
+    def seconds() -> tuple[float, float]:
+        """Of one call: on the clock, and of the processor."""
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "medae", "--help"], capture_output=True, check=True, cwd=ROOT)
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return time.perf_counter() - start, used
 
-    best = min(seconds() for _ in range(5))
-    assert best < 0.4, f"medae --help took {best:.2f} s"
+    calls = [seconds() for _ in range(5)]
+    # with more work than cores, the clock measures the others' work: then the processor's time must do
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
+    best = min(used if busy else clock for clock, used in calls)
+    assert best < 0.4, f"medae --help took {best:.2f} s ({'processor' if busy else 'clock'})"
 
 
 def test_public_names_are_there() -> None:
