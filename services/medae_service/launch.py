@@ -1,0 +1,212 @@
+"""What `medae serve` calls: check everything first, then become the supervisor of the workers.
+
+BentoML is imported inside functions only: `medae --help` must not wait for it.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medae.errors import UsageError
+from medae.package import load, shipped
+from medae.settings import load_settings, validate_settings
+from medae_service.models import require_unique
+from medae_service.security import is_loopback
+from medae_service.settings import CONFIG_VARIABLE, ServiceSettings, WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+RUNTIME_PREFIX = "medae-serve-"
+SHORT_TOKEN = 16
+CHECK_SECONDS = 5
+"""Between two looks at the workers; one that died is replaced then."""
+
+
+def serve(
+    packages: Sequence[str] = (),
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+    token_file: Path | None = None,
+    insecure: bool = False,
+    allowed_hosts: Sequence[str] = (),
+    config: Path | None = None,
+) -> int:
+    """Run the service until SIGINT or SIGTERM; returns 0 when all workers have finished their requests.
+
+    What is None, False or empty comes from `config`, else from the defaults of ServiceSettings.
+    Raises PackageError, UnknownModel, SettingsError and UsageError before anything is started.
+    """
+    given = {
+        "packages": tuple(packages),
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "token_file": token_file,
+        "insecure": insecure,
+        "allowed_hosts": tuple(allowed_hosts),
+    }
+    settings = _merge(load_settings(config, ServiceSettings) if config else ServiceSettings(), given)
+    resolved = resolve(settings)
+    with _runtime_folder() as folder:
+        _run(resolved.model_copy(update={"spool": _private(folder / "spool")}), folder)
+    return 0
+
+
+def resolve(settings: ServiceSettings) -> WorkerSettings:
+    """Everything checked, nothing left to look up: absolute package folders, hashed tokens, a free port.
+
+    Raises PackageError, UnknownModel, UsageError.
+    """
+    names = settings.packages or tuple(shipped())
+    if not names:
+        raise UsageError("no model to serve; give the folder of a package, such as the one that `medae train` made")
+    require_unique([load(name) for name in names])
+    host = "127.0.0.1" if settings.host == "localhost" else settings.host
+    tokens = _token_hashes(settings.token_file) if settings.token_file else ()
+    if not is_loopback(host) and not tokens and not settings.insecure:
+        raise UsageError(
+            f"{host} can be reached by others: give --token-file FILE (one token a line), or --insecure to let "
+            "everyone in"
+        )
+    update = {
+        "packages": tuple(str(Path(name).resolve()) if Path(name).is_dir() else name for name in names),
+        "host": host,
+        "port": _free_port(host, settings.port),
+        "workers": settings.workers or _default_workers(settings.device),
+        "allowed_hosts": (*settings.allowed_hosts, host),
+        "token_sha256": tokens,
+        "launcher": os.getpid(),
+    }
+    return WorkerSettings.model_validate(settings.model_dump() | update)
+
+
+def _merge(settings: ServiceSettings, given: Mapping[str, object]) -> ServiceSettings:
+    changed = {name: value for name, value in given.items() if value not in (None, False, ())}
+    return validate_settings(settings.model_dump() | changed, ServiceSettings, "medae serve")
+
+
+def _token_hashes(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="ascii")
+        mode = path.stat().st_mode
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"{path}: the token file cannot be read as ASCII text") from None
+    tokens = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+    if not tokens:
+        raise UsageError(f"{path}: no token in it; write one a line, such as the output of `openssl rand -hex 32`")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        logger.warning("%s: others may read the tokens; chmod 600 it", path)
+    if min(map(len, tokens)) < SHORT_TOKEN:
+        logger.warning("%s: a token of less than %d characters can be guessed", path, SHORT_TOKEN)
+    return tuple(hashlib.sha256(token.encode()).hexdigest() for token in tokens)
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port`, or any free one for 0. Raises UsageError when it cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another") from None
+
+
+def _default_workers(device: str) -> int:
+    """One a device on GPUs; else one a core that this process may use."""
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if device.startswith("cuda:"):
+        return 1
+    if device != "cpu" and gpus:
+        return gpus
+    return min(len(os.sched_getaffinity(0)), _quota())
+
+
+def _quota() -> int:
+    """Whole cores that the container is given (cgroup v2); many without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return 1 << 16
+
+
+@contextlib.contextmanager
+def _runtime_folder() -> Iterator[Path]:
+    """A private folder for settings, uploads and what BentoML writes; gone afterwards, also after a crash:
+    each start removes those whose owner does not hold its lock any more."""
+    for old in Path(tempfile.gettempdir()).glob(f"{RUNTIME_PREFIX}*"):
+        _remove_if_left(old)
+    folder = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX))  # mode 0700
+    try:
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_left(folder: Path) -> None:
+    try:
+        if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+            return
+        with open(folder / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # held by a running service, or just being made
+        return
+
+
+def _private(folder: Path) -> Path:
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def _run(settings: WorkerSettings, folder: Path) -> None:
+    path = folder / "service.json"
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(settings.model_dump_json(indent=2))
+    os.environ.update(
+        {
+            CONFIG_VARIABLE: str(path),
+            "OMP_NUM_THREADS": "1",
+            "BENTOML_DO_NOT_TRACK": "True",
+            # metrics of another service would be wiped, and ours by it, in the shared default folder
+            "BENTOML_HOME": str(_private(folder / "bentoml")),
+            "TMPDIR": str(_private(folder / "temporary")),
+        }
+    )
+    tempfile.tempdir = None  # look at TMPDIR again
+    with contextlib.chdir(_private(folder / "run")):  # else workers import modules from wherever we stand
+        from bentoml._internal.utils import circus
+
+        from medae_service.service import medae_service
+
+        circus.create_standalone_arbiter = _private_arbiter
+        medae_service.serve_http(host=settings.host, port=settings.port)
+
+
+def _private_arbiter(watchers: list[Any], *, threaded: bool = False, **options: Any) -> Any:
+    """BentoML's supervisor, with its control sockets in our private folder.
+
+    It takes commands ("run this program") from whoever can connect, and BentoML lets it listen on TCP: there, every
+    account of the machine could run programs in our name.
+    """
+    from bentoml._internal.utils.circus import Arbiter
+
+    # relative: the path of a socket holds about 100 characters only
+    return Arbiter(
+        watchers, endpoint="ipc://control", pubsub_endpoint="ipc://events", check_delay=CHECK_SECONDS, **options
+    )

@@ -1,0 +1,81 @@
+"""The BentoML service: one instance a worker process. `bentoml serve medae_service.service:medae_service`.
+
+The supervisor imports this module too, to read the configuration, so models and torch are loaded by the instance only.
+"""
+
+import ctypes
+import os
+import signal
+
+import bentoml
+from starlette.types import ASGIApp
+
+from medae_service import logs
+from medae_service.app import create_app, paths
+from medae_service.models import Models
+from medae_service.security import door
+from medae_service.settings import worker_settings
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+settings = worker_settings()
+models = Models()
+app = create_app(settings, models)
+BENTOML_PATHS = logs.HEALTH | {"/metrics", "/docs.json", "/schema.json"}
+
+
+class _Behind(bentoml.Service):  # type: ignore[misc]  # BentoML is not typed
+    """A service behind our door. Added middleware would run only after BentoML's metrics and timeouts."""
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        return door(super().to_asgi(is_main), settings, [*paths(app), *BENTOML_PATHS])
+
+
+class Medae:
+    """Segments, restores and scores medical images."""
+
+    def __init__(self) -> None:
+        _die_with_parent()
+        _load_models()
+        logs.configure()
+
+
+medae_service = bentoml.service(
+    name="medae",
+    service_class=_Behind,
+    workers=settings.workers or 1,
+    traffic={"timeout": settings.request_seconds},
+    # the journal writes about requests: BentoML's access log would keep the paths that clients choose
+    logging={"access": {"enabled": False}},
+)(Medae)
+medae_service.mount_asgi_app(app, path="/", name="medae")
+
+
+def _die_with_parent() -> None:
+    """SIGTERM when the supervisor dies, however it dies: no orphan that keeps the port. Linux only."""
+    if settings.launcher is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != settings.launcher:  # it died before the call above
+        raise SystemExit("the supervisor is gone")
+
+
+def _load_models() -> None:
+    from medae.backends.torch import keep_heap
+    from medae.package import load
+    from medae.predictor import Predictor
+
+    keep_heap()
+    for name in settings.packages:
+        package = load(name)
+        models.add(package, Predictor(package, device=_device()))
+
+
+def _device() -> str:
+    """With several GPUs, each worker takes its own."""
+    if settings.device != "auto":
+        return settings.device
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"cuda:{(bentoml.server_context.worker_index or 0) % count}" if count else "cpu"

@@ -1,0 +1,62 @@
+"""All that service.yaml can say, and what the launcher hands to its workers."""
+
+import os
+from pathlib import Path
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from medae.io.guard import DEFAULT_LIMITS, Limits
+from medae.settings import Settings, load_settings
+
+CONFIG_VARIABLE = "MEDAE_SERVICE_CONFIG"
+"""Our only environment variable: the path of the workers' settings."""
+
+
+class ServiceSettings(Settings):
+    """`medae serve --config service.yaml`."""
+
+    packages: tuple[str, ...] = ()
+    """Folders of model packages, or names from `medae models`; without any, the shipped ones."""
+    host: str = "127.0.0.1"
+    """The address to listen on. Beyond loopback a token is needed."""
+    port: int = Field(default=3000, ge=0, le=65535)
+    """0: any free port."""
+    workers: PositiveInt | None = None
+    """Processes. Default: one a core on a CPU, one a device on GPUs; each has one inference thread."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    token_file: Path | None = None
+    """A private file, one bearer token a line; # begins a comment."""
+    insecure: bool = False
+    """Listen beyond loopback without a token."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in the Host header beside localhost, 127.0.0.1 and ::1."""
+    upload_bytes: PositiveInt = 1 << 30
+    """Of one request's body."""
+    upload_files: PositiveInt = 4096
+    """Of one request: the slices of one series."""
+    upload_seconds: PositiveFloat = 300
+    """In which a request's body must have come."""
+    request_seconds: PositiveInt = Field(default=1800, ge=2)
+    """After which the client hears 504; above upload_seconds and the longest inference."""
+    waiting: NonNegativeInt = 16
+    """Requests that may wait for one worker's device; more are answered 429."""
+    limits: Limits = DEFAULT_LIMITS
+    """What an image may declare before it is decoded."""
+
+
+class WorkerSettings(ServiceSettings):
+    """The resolved settings, written by the launcher into a private file."""
+
+    token_sha256: tuple[str, ...] = ()
+    """Of each token; none: no token is asked for."""
+    spool: Path | None = None
+    """A private folder for uploads; None: the system's temporary folder."""
+    launcher: PositiveInt | None = None
+    """Process id of the supervisor; a worker does not outlive it."""
+
+
+def worker_settings() -> WorkerSettings:
+    """The settings of this process. Raises SettingsError."""
+    path = os.environ.get(CONFIG_VARIABLE)
+    return load_settings(Path(path), WorkerSettings) if path else WorkerSettings()
