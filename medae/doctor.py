@@ -5,12 +5,13 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from medae import __version__
 from medae.io.guard import DEFAULT_LIMITS
@@ -48,26 +49,25 @@ def examine() -> dict[str, Any]:
 
 
 def show(findings: dict[str, Any]) -> None:
-    """Findings as a table on stdout."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in findings.items():
-        if name not in ("versions", "programs", "limits", "problems"):
-            table.add_row(name, _as_text(value))
-    for name, version in findings["versions"].items():
-        table.add_row(name, version or "[red]missing[/]")
-    for name, path in findings["programs"].items():
-        table.add_row(name, path or f"not there; {PROGRAMS[name]}")
-    for name, limit in findings["limits"].items():
-        table.add_row(f"limit: {name}", f"{limit:,}")
+    """Findings on stdout, a line each."""
+    console = Console(soft_wrap=True, highlight=False)
+    for name, value in _lines(findings):
+        console.print(f"[bold]{name:<24}[/]  {escape(value)}")
     for problem in findings["problems"]:
-        table.add_row("[red]problem[/]", problem)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        console.print(f"[bold red]problem[/]: {escape(problem)}")
 
 
-def _as_text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items())
-    return str(value)
+def _lines(findings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in ("medae", "python", "system", "device", "cores", "memory_gib"):
+        yield name, str(findings[name])
+    for name, free in findings["disk_free_gib"].items():
+        yield f"disk_free_gib {name}", str(free)
+    for name, version in findings["versions"].items():
+        yield name, version or "missing"
+    for name, path in findings["programs"].items():
+        yield name, path or f"not there; {PROGRAMS[name]}"
+    for name, limit in findings["limits"].items():
+        yield f"limit {name}", f"{limit:,}"
 
 
 def _version(distribution: str) -> str | None:

@@ -1,11 +1,13 @@
 """What a package or an image is, and whether a model would take it; nothing is inferred."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from medae import package as packages
@@ -97,11 +99,23 @@ def check_item(item: Item, package: ModelPackage | None) -> Finding:
 
 
 def show(description: dict[str, Any]) -> None:
-    """A description as a table on stdout."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in description.items():
-        table.add_row(name, str(value))
-    Console(soft_wrap=True).print(table)
+    """A description on stdout: a line for each value, nested names with dots."""
+    lines = list(_lines(description, ""))
+    width = max(len(name) for name, _ in lines)
+    console = Console(soft_wrap=True, highlight=False)  # a long value, such as a digest, is copied from here: never cut
+    for name, value in lines:
+        console.print(f"[bold]{name:<{width}}[/]  {escape(value)}")
+
+
+def _lines(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _lines(part, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        for number, part in enumerate(value, 1):
+            yield from _lines(part, f"{name}.{number}")
+    elif value not in (None, "", []):
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def show_models(models: list[dict[str, Any]]) -> None:

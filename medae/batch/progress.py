@@ -42,7 +42,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bar.stop()
         counts = ", ".join(f"{count} {status}" for status, count in self._counts.items() if count) or "nothing done"
-        over = f"; {self._passed_over} files of the folders are no images" if self._passed_over else ""
+        over = f"; files passed over as no images: {self._passed_over}" if self._passed_over else ""
         self._print(f"{counts} of {self._total}{over}; results in {self._out / 'results.csv'}")
 
     def _print(self, text: str, style: str | None = None) -> None:
