@@ -245,6 +245,12 @@ def test_beyond_loopback_a_token_is_needed(tmp_path: Path, host: str, monkeypatc
     assert len(resolved(tmp_path, host=host, token_file=tmp_path / "token").token_sha256) == 1
 
 
+@pytest.mark.parametrize("host", ["example.com", "", "127.0.0.1:80"])
+def test_a_host_is_an_address(tmp_path: Path, host: str) -> None:
+    with pytest.raises(UsageError, match="IP address"):
+        resolved(tmp_path, host=host, insecure=True)
+
+
 def test_what_is_loopback() -> None:
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.8.8.8", "::1")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.0.2.7", "localhost.example", "")))

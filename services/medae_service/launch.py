@@ -6,6 +6,7 @@ BentoML is imported inside functions only: `medae --help` must not wait for it.
 import contextlib
 import fcntl
 import hashlib
+import ipaddress
 import logging
 import os
 import shutil
@@ -72,7 +73,7 @@ def resolve(settings: ServiceSettings) -> WorkerSettings:
     if not names:
         raise UsageError("no model to serve; give the folder of a package, such as the one that `medae train` made")
     require_unique([load(name) for name in names])
-    host = "127.0.0.1" if settings.host == "localhost" else settings.host
+    host = _address(settings.host)
     tokens = _token_hashes(settings.token_file) if settings.token_file else ()
     if not is_loopback(host) and not tokens and not settings.insecure:
         raise UsageError(
@@ -94,6 +95,13 @@ def resolve(settings: ServiceSettings) -> WorkerSettings:
 def _merge(settings: ServiceSettings, given: Mapping[str, object]) -> ServiceSettings:
     changed = {name: value for name, value in given.items() if value not in (None, False, ())}
     return validate_settings(settings.model_dump() | changed, ServiceSettings, "medae serve")
+
+
+def _address(host: str) -> str:
+    try:
+        return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
+    except ValueError:
+        raise UsageError(f"{host}: the host to listen on is an IP address of this machine, or localhost") from None
 
 
 def _token_hashes(path: Path) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """JSON lines about requests and faults that hold nothing about a patient.
 
-The journal writes one line a request (but none for a probe that went well): an id of ours, the route, the status, sizes and time; never a query, a header,
-a file name or a client's path. Of an exception only its type and the line of code are kept: pydicom, nibabel and
-others quote tags and values in their messages, so their records are kept without the text.
+The journal writes one line a request, but none for a probe that went well: an id of ours, the route, the status, sizes
+and time; never a query, a header, a file name or a client's path. Of an exception only its type and the line of code
+are kept: pydicom, nibabel and others quote tags and values in their messages, so their records are kept without text.
 """
 
 import json
