@@ -72,13 +72,15 @@ class Data(Settings, ABC):
 
         Raises GeometryError where image and target lie on different grids, and any InputError of reading.
         """
-        from medae.io import read_image
+        from medae.io import read_image, read_labels
 
         if case.image is None:
             raise SettingsError(f"case {case.id} has no image")
         image = read_image(case.image)
-        target = None if case.target is None else in_place_of(image, read_image(case.target))
-        return with_labels(LoadedCase(case, image, target), labels)
+        if case.target is None:
+            return LoadedCase(case, image, None)
+        read_target = read_image if labels is None else read_labels
+        return with_labels(LoadedCase(case, image, in_place_of(image, read_target(case.target))), labels)
 
     def load(self, split: Split, *, labels: int | None = None) -> Iterator[LoadedCase]:
         """The cases of one split, read one at a time. To go on after a bad image, use `cases` and `read`."""
