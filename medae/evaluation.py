@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 NORMAL = "normal"
 """The label of a case that shows nothing abnormal."""
 
-TRIVIAL = ("mean", "std", "sharpness")
+TRIVIAL = ("intensity_mean", "intensity_std", "sharpness")
 """What every anomaly score is reported beside."""
 
 
@@ -56,6 +56,14 @@ class Evaluation:
     cases: tuple[CaseResult, ...]
     metrics: dict[str, Any]
     """Plain data, as in metrics.json; null where a number cannot be had."""
+
+
+class Measured(NamedTuple):
+    """One case: its numbers by name, and what a picture of it would show, by name."""
+
+    values: dict[str, float]
+    images: dict[str, Image]
+    """input, output and, where there is one, target."""
 
 
 class Headline(NamedTuple):
@@ -113,15 +121,16 @@ def evaluate(
     return evaluation
 
 
-def measure(predictor: Predictor, loaded: LoadedCase, index: int = 0) -> dict[str, float]:
-    """The numbers of one case, by name. Raises InputError for a case that cannot be measured."""
-    card = predictor.package.card
-    if isinstance(card.task, Segmentation):
-        return _measure_labels(predictor, loaded, card.task)
-    if isinstance(card.task, Restoration):
-        return _measure_restored(predictor, loaded, card.task, index)
+def measure(predictor: Predictor, loaded: LoadedCase, index: int = 0) -> Measured:
+    """One case. Raises InputError where it cannot be measured."""
+    task = predictor.package.card.task
+    if isinstance(task, Segmentation):
+        return _measure_labels(predictor, loaded, task)
+    if isinstance(task, Restoration):
+        return _measure_restored(predictor, loaded, task, index)
     prediction = predictor(loaded.image)
-    return {card.task.score_name: prediction.scores[card.task.score_name], **trivial_statistics(loaded.image.pixels)}
+    values = {task.score_name: prediction.scores[task.score_name], **trivial_statistics(loaded.image.pixels)}
+    return Measured(values, {"input": loaded.image, "output": prediction.image})
 
 
 def summarise(task: TaskConfig, results: Sequence[CaseResult]) -> dict[str, Any]:
@@ -184,25 +193,25 @@ def _own_data(package: ModelPackage) -> Data:
 
 def _result(predictor: Predictor, case: Case, read: Callable[[], LoadedCase], index: int) -> CaseResult:
     try:
-        return CaseResult(case.id, case.label, measure(predictor, read(), index))
+        return CaseResult(case.id, case.label, measure(predictor, read(), index).values)
     except InputError as error:
         return CaseResult(case.id, case.label, {}, str(error))
 
 
-def _measure_labels(predictor: Predictor, loaded: LoadedCase, task: Segmentation) -> dict[str, float]:
-    reference = _target(loaded, "a label image").pixels
-    prediction = predictor(loaded.image).image.pixels
+def _measure_labels(predictor: Predictor, loaded: LoadedCase, task: Segmentation) -> Measured:
+    target = _target(loaded, "a label image")
+    answer = predictor(loaded.image).image
     values: dict[str, float] = {}
     for name, overlap in (("dice", dice), ("iou", iou)):
         of_labels = {
-            f"{name}_{label.name}": overlap(prediction, reference, number)
+            f"{name}_{label.name}": overlap(answer.pixels, target.pixels, number)
             for number, label in enumerate(task.labels, 1)
         }
         values |= {name: float(np.mean(list(of_labels.values())))} | (of_labels if len(of_labels) > 1 else {})
-    return values
+    return Measured(values, {"input": loaded.image, "target": target, "output": answer})
 
 
-def _measure_restored(predictor: Predictor, loaded: LoadedCase, task: Restoration, index: int) -> dict[str, float]:
+def _measure_restored(predictor: Predictor, loaded: LoadedCase, task: Restoration, index: int) -> Measured:
     preparation = predictor.package.card.preparation
     if task.corruption is not None:
         image, target = damaged(loaded.image, preparation, task, index)
@@ -217,12 +226,13 @@ def _measure_restored(predictor: Predictor, loaded: LoadedCase, task: Restoratio
         else values.pixels[:channels].astype(np.float32)
         for values in (target, image, restored)
     )
-    return {
+    values = {
         "psnr": psnr(after, reference, upper - lower),
         "ssim": ssim(after, reference, upper - lower),
         "psnr_input": psnr(before, reference, upper - lower),
         "ssim_input": ssim(before, reference, upper - lower),
     }
+    return Measured(values, {"input": image, "target": target, "output": restored})
 
 
 def _shown_range(intensity: Intensity, reference: Image) -> tuple[float, float]:

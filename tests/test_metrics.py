@@ -134,7 +134,9 @@ def test_trivial_statistics_see_what_they_say():
     noise = rng.integers(0, 256, (3, 1, 21, 17), np.uint8)
     smooth = np.broadcast_to(noise.mean(axis=(2, 3), keepdims=True).astype(np.uint8), noise.shape)
     sharp, flat = trivial_statistics(noise), trivial_statistics(smooth)
-    assert sharp["mean"] == pytest.approx(noise.mean()) and sharp["std"] == pytest.approx(noise.std())
+    assert sharp["intensity_mean"] == pytest.approx(noise.mean()) and sharp["intensity_std"] == pytest.approx(
+        noise.std()
+    )
     assert flat["sharpness"] == 0 < sharp["sharpness"]
     ramp = np.arange(12.0).reshape(1, 1, 1, 12) + np.zeros((1, 1, 9, 1))
     # a ramp bends only at its ends, by 1: up on the left, down on the right

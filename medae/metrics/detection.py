@@ -37,7 +37,11 @@ def trivial_statistics(pixels_CSRW: NDArray[Any]) -> dict[str, float]:
     nothing that one line of code does not know.
     """
     values = pixels_CSRW.astype(np.float64)
-    return {"mean": float(values.mean()), "std": float(values.std()), "sharpness": float(_laplacian(values).var())}
+    return {
+        "intensity_mean": float(values.mean()),
+        "intensity_std": float(values.std()),
+        "sharpness": float(_laplacian(values).var()),
+    }
 
 
 def _laplacian(values_CSRW: NDArray[np.float64]) -> NDArray[np.float64]:
