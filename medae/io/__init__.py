@@ -146,7 +146,7 @@ def encode_labels_nifti(labels: Image, *, stem: str) -> list[AnswerFile]:
     """A segmentation of any source as `{stem}_labels.nii.gz`."""
     from medae.io import nifti
 
-    return nifti.encode_labels(labels, stem=stem)
+    return nifti.encode_plain_labels(labels, stem=stem)
 
 
 def encode_png(picture: NDArray[Any]) -> bytes:

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 from pydantic import Field
 
 from medae.errors import OutputError
+from medae.image import Image
 from medae.settings import Settings
 
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -55,6 +58,43 @@ class Algorithm:
     version: str
     digest: str
     """Of the package: "sha256:" and 64 hexadecimal digits."""
+
+    @property
+    def signature(self) -> str:
+        """One line of ASCII for a file's software field."""
+        return f"medae {self.name} {self.version} {self.digest}".encode("ascii", "replace").decode()
+
+
+def to_stored(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """Values rounded and clipped to an integer `dtype`, or cast to a real one. NaN becomes the integer 0."""
+    stored = np.dtype(dtype)
+    if values.dtype == stored or stored.kind not in "iu" or np.can_cast(values.dtype, stored):
+        return values.astype(stored, copy=False)
+    low, high = np.iinfo(stored).min, np.iinfo(stored).max
+    if values.dtype.kind != "f":
+        own = np.iinfo(values.dtype)
+        clipped: NDArray[Any] = np.clip(values, max(low, own.min), min(high, own.max))
+        return clipped.astype(stored)
+    top = values.dtype.type(high)
+    if int(top) > high:  # 2**31 - 1 has no float32; the next lower one has
+        top = np.nextafter(top, values.dtype.type(0))
+    rounded: NDArray[Any] = np.clip(np.rint(np.nan_to_num(values, nan=0.0, posinf=top, neginf=low)), low, top)
+    return rounded.astype(stored)
+
+
+def label_numbers(labels: Image, count: int) -> NDArray[Any]:
+    """The pixels of a segmentation as uint8, or as uint16 where 255 labels do not do.
+
+    Raises OutputError for other pixels than one channel of whole numbers 0 to `count`.
+    """
+    pixels = labels.pixels
+    low, high = (int(pixels.min()), int(pixels.max())) if pixels.dtype.kind in "bui" else (-1, -1)
+    if len(pixels) != 1 or low < 0 or high > min(count, 65535):
+        raise OutputError(
+            f"a label image has one channel of whole numbers 0 to {count} (its labels); got {len(pixels)} channels of "
+            f"{pixels.dtype} from {pixels.min()} to {pixels.max()}"
+        )
+    return pixels.astype(np.uint8 if count <= 255 else np.uint16)
 
 
 def write_files(files: Sequence[AnswerFile], folder: Path) -> list[Path]:

@@ -47,7 +47,7 @@ def orientation_of(exif: bytes) -> int:
 
 def valid_orientation(value: object) -> int:
     """`value` where it is one of 1 to 8, else 1."""
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def exif_block(orientation: int) -> bytes:

@@ -21,6 +21,9 @@ _SAMPLES = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}
 _DEPTHS = {_GREY: (1, 2, 4, 8, 16), _RGB: (8, 16), _PALETTE: (1, 2, 4, 8), _GREY_ALPHA: (8, 16), _RGBA: (8, 16)}
 
 
+Chunk = tuple[bytes, bytes | memoryview]
+
+
 class _Header(NamedTuple):
     columns: int
     rows: int
@@ -58,9 +61,16 @@ def decode(data: bytes, limits: Limits, *, as_labels: bool = False) -> tuple[NDA
     return samples.reshape(header.rows, header.columns, -1), exif
 
 
-def encode(picture: NDArray[Any], *, palette: Sequence[tuple[int, int, int]] | None = None, exif: bytes = b"") -> bytes:
-    """(rows, columns) or (rows, columns, 3), uint8 or uint16. With `palette`, samples are uint8 indices into it.
+def encode(
+    picture: NDArray[Any],
+    *,
+    palette: Sequence[tuple[int, int, int]] | None = None,
+    exif: bytes = b"",
+    made_by: str = "medae",
+) -> bytes:
+    """(rows, columns) or (rows, columns, 1 or 3), uint8 or uint16. With `palette`, samples are uint8 indices into it.
 
+    `made_by` is ASCII for the Software text.
     Raises OutputError for what a PNG cannot hold.
     """
     import imagecodecs
@@ -71,16 +81,15 @@ def encode(picture: NDArray[Any], *, palette: Sequence[tuple[int, int, int]] | N
             "write .tif or .nii.gz instead"
         )
     # fast: run lengths and one filter cost a tenth more bytes and half the time of zlib's level 1
-    data = imagecodecs.png_encode(np.ascontiguousarray(picture), 1, strategy=3, filter=16)
-    if palette is None and not exif:
-        return bytes(data)
-    chunks = [(kind, bytes(body)) for kind, body in _chunks(data)]
-    extra = [(b"eXIf", exif)] if exif else []
+    data = bytes(imagecodecs.png_encode(np.ascontiguousarray(picture), 1, strategy=3, filter=16))
+    (_, header), *rest = _chunks(data)
+    extra: list[Chunk] = [(b"tEXt", b"Software\0" + made_by.encode("ascii"))]
+    if exif:
+        extra.append((b"eXIf", exif))
     if palette is not None:
-        (_, body), *rest = chunks
-        chunks = [(b"IHDR", bytes([*body[:9], _PALETTE, *body[10:]])), *rest]
+        header = memoryview(bytes([*header[:9], _PALETTE, *header[10:]]))
         extra.append((b"PLTE", bytes(value for colour in palette for value in colour)))
-    return _file([chunks[0], *extra, *chunks[1:]])
+    return _file([(b"IHDR", header), *extra, *rest])
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
@@ -117,8 +126,8 @@ def _admit(header: _Header, stored: int, limits: Limits) -> None:
         )
 
 
-def _file(chunks: Sequence[tuple[bytes, bytes | memoryview]]) -> bytes:
-    parts = [SIGNATURE]
+def _file(chunks: Sequence[Chunk]) -> bytes:
+    parts: list[bytes | memoryview] = [SIGNATURE]
     for kind, body in (*chunks, (b"IEND", b"")):
         parts += [struct.pack(">I4s", len(body), kind), body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))]
     return b"".join(parts)
