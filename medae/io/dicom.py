@@ -65,6 +65,7 @@ def read_dicom(files: Sequence[Path | bytes], limits: Limits = DEFAULT_LIMITS) -
     if not files:
         raise SeriesError("no files came; a series has at least one")
     slices = [read_slice(file, limits) for file in files]
+    limits.admit_bytes(sum(at.size for at in slices))
     _require_one_stack(slices)
     first = slices[0]
     limits.admit_grid(
@@ -191,10 +192,7 @@ def _geometry(slices: Sequence[Slice]) -> Geometry:
     affine[:3, 2] = first.directions[0] * first.spacing[1]
     affine[:3, 3] = first.position
     affine[:3] = _LPS_TO_RAS @ affine[:3]
-    frame = first.dataset.get("FrameOfReferenceUID")
-    return Geometry(
-        (len(slices), first.rows, first.columns), affine, "mm", frame_of_reference=str(frame) if frame else None
-    )
+    return Geometry((len(slices), first.rows, first.columns), affine, "mm", frame_of_reference=first.frame_of_reference)
 
 
 def _step(slices: Sequence[Slice]) -> NDArray[np.float64]:

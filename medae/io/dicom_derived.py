@@ -76,7 +76,7 @@ def encode_restored(
     Raises OutputError for other grids or channels, UnsupportedImage for a source without UIDs to refer to.
     """
     source = source_of(image)
-    with guarded("a derived series cannot be made, since the source's DICOM header is damaged"):
+    with guarded("no derived series can be made for a source with this header"):
         naming = Naming("restored", source, image.pixels, algorithm)
         moment = now or datetime.now()
         answers = [_instance(image, index, naming, description, moment) for index in range(len(source.datasets))]
@@ -208,7 +208,8 @@ def without_pixel_facts(source: Dataset) -> Dataset:
     for element in source:
         repeating = element.tag.group & 0xFF00
         if not element.tag.is_private and repeating not in (0x5000, 0x6000) and element.keyword not in _DROPPED:
-            kept[element.tag] = copy.deepcopy(element)
+            # only what is nested can be changed from here; a plain value is replaced as a whole
+            kept[element.tag] = copy.deepcopy(element) if element.VR == "SQ" else copy.copy(element)
     kept.remove_private_tags()  # those inside sequences
     return kept
 

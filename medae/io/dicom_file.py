@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 # private: only pydicom's own reading of the file meta tells for sure whether pydicom would inflate the rest
 from pydicom.filereader import _read_file_meta_info, read_preamble
@@ -40,6 +40,7 @@ DAMAGE = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    BytesLengthException,
     EOFError,
     InvalidDicomError,
     LookupError,
@@ -111,17 +112,14 @@ class Slice:
     """(2, 3) unit vectors: where rows run (column index grows), where columns run (row index grows)."""
     spacing: tuple[float, float] | None
     """Between rows, between columns."""
+    frame_of_reference: str | None
     is_localiser: bool
+    kind: tuple[str | int, ...]
+    """What the slices of one volume have in common, beside their directions and spacing."""
 
     @property
     def in_space(self) -> bool:
         return self.position is not None and self.directions is not None and self.spacing is not None
-
-    @property
-    def kind(self) -> tuple[str | int, ...]:
-        """What the slices of one volume have in common, beside their directions and spacing."""
-        shared = [str(self.dataset.get(name, "")) for name in ("SOPClassUID", "FrameOfReferenceUID", "BitsAllocated")]
-        return *shared, self.modality, self.rows, self.columns, self.channels, self.is_localiser
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -238,19 +236,25 @@ def _slice(file: Path | bytes, size: int, dataset: Dataset) -> Slice:
     position, directions = _vectors(dataset)
     modality = str(dataset.get("Modality", ""))
     kinds = dataset.get("ImageType") or ()
+    is_localiser = not isinstance(kinds, str) and "LOCALIZER" in [str(kind).strip() for kind in kinds]
+    frame = str(dataset.get("FrameOfReferenceUID") or "")
+    rows, columns, channels = int(dataset.Rows), int(dataset.Columns), _channels(dataset)
+    sop_class, bits = str(dataset.get("SOPClassUID", "")), int(dataset.BitsAllocated)
     return Slice(
         file=file,
         size=size,
         dataset=dataset,
         series=str(dataset.get("SeriesInstanceUID", "")),
         modality=modality if modality in MODALITIES else "other",
-        rows=int(dataset.Rows),
-        columns=int(dataset.Columns),
-        channels=_channels(dataset),
+        rows=rows,
+        columns=columns,
+        channels=channels,
         position=position,
         directions=directions,
         spacing=_spacing(dataset, in_space=position is not None),
-        is_localiser=not isinstance(kinds, str) and "LOCALIZER" in [str(kind).strip() for kind in kinds],
+        frame_of_reference=frame or None,
+        is_localiser=is_localiser,
+        kind=(sop_class, modality, frame, rows, columns, channels, bits, is_localiser),
     )
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medae.errors import UnreadableImage
 from medae.io.dicom_file import PALETTE, Slice, guarded, opened, read_dataset
@@ -24,6 +25,7 @@ def stored_pixels(at: Slice) -> NDArray[Any]:
         kind = "float pixels, which medae does not read" if "FloatPixelData" in dataset else "no pixel data"
         raise UnreadableImage(f"the DICOM file declares {at.rows} x {at.columns} pixels and has {kind}")
     with guarded("the DICOM pixel data is damaged, or compressed in a way that no installed decoder reads"):
+        _name_transfer_syntax(dataset)
         _require_whole(dataset, at)
         pixels = dataset.pixel_array
         if dataset.PhotometricInterpretation == PALETTE:
@@ -61,10 +63,20 @@ def padding_values(dataset: Dataset) -> tuple[int, int] | None:
     return value, limit
 
 
+def _name_transfer_syntax(dataset: FileDataset) -> None:
+    """A file without file meta does not name its transfer syntax; how its header was encoded tells."""
+    if "TransferSyntaxUID" in dataset.file_meta:
+        return
+    if dataset["PixelData"].is_undefined_length:
+        raise UnreadableImage("the pixels are compressed and the file does not say how: its file meta group is missing")
+    is_implicit, is_little_endian = dataset.original_encoding
+    explicit = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+
+
 def _require_whole(dataset: FileDataset, at: Slice) -> None:
     """Raises UnreadableImage unless the pixel data can be what the header declares, before a decoder allocates."""
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None or not syntax.is_encapsulated:
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         samples = 2 if dataset.PhotometricInterpretation == "YBR_FULL_422" else int(dataset.get("SamplesPerPixel", 1))
         needed = at.rows * at.columns * samples * dataset.BitsAllocated // 8
         if len(dataset.PixelData) < needed:

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.valuerep import format_number_as_ds
+from pydicom.valuerep import DA, TM, format_number_as_ds
 
 from medae import __version__
 from medae.errors import OutputError
@@ -56,6 +56,10 @@ _ANOMALY = Label(
 _TYPE_2 = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
+)
+_WHO_AND_WHERE = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "Rows",
+    "Columns", "ImagePositionPatient", "PixelSpacing",
 )
 # fmt: on
 
@@ -127,7 +131,7 @@ def _answer(
             raise OutputError("the map or probabilities contain NaN or infinity, which DICOM SEG cannot store")
         pixels = np.clip(pixels, 0, 1).astype(np.float32)
     naming = Naming(kind, source_of(image), pixels, algorithm)
-    with guarded("a DICOM SEG cannot be made, since the source's DICOM header is damaged"):
+    with guarded("no DICOM SEG can be made for a source with this header; ask for labels-nifti or summary output"):
         headers = _normalised(naming, image)
         for segment in segments:
             segment.TrackingUID = naming.uid(
@@ -147,7 +151,7 @@ def _answer(
             instance_number=1,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=algorithm.name[:64],
-            software_versions=(__version__, algorithm.version[:64]),
+            software_versions=[__version__, algorithm.version[:64]],
             device_serial_number=serial_number(algorithm),
             content_label=kind.upper(),
             content_creator_name=None,
@@ -199,22 +203,42 @@ def _normalised(naming: Naming, image: Image) -> list[Dataset]:
     """Copies of the source's headers with all that highdicom takes for granted."""
     sources = naming.source.datasets
     in_space = all(header.get("ImagePositionPatient") and header.get("ImageOrientationPatient") for header in sources)
-    headers: list[Dataset] = []
-    for source in sources:
-        header = without_pixel_facts(source)
-        for name in _TYPE_2:
-            if name not in header:
-                setattr(header, name, None)
-        if str(header.PatientSex or "") not in ("", "M", "F", "O"):
-            header.PatientSex = None
-        declare_loss(header, source)
+    first = without_pixel_facts(sources[0])
+    _normalise_patient_and_study(first)
+    declare_loss(first, sources[0])
+    # of the others highdicom asks only who and where they are
+    headers = [first, *(_picked(source, _WHO_AND_WHERE) for source in sources[1:])]
+    for header in headers:
         if in_space and image.geometry.unit == "mm":
             _place(header, sources[0], image.geometry)
         else:
             for name in ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient"):
                 header.pop(name, None)
-        headers.append(header)
     return headers
+
+
+def _picked(source: Dataset, names: Sequence[str]) -> Dataset:
+    picked = Dataset()
+    for name in names:
+        if name in source:
+            setattr(picked, name, source[name].value)
+    return picked
+
+
+def _normalise_patient_and_study(header: Dataset) -> None:
+    """Type 2 attributes present, empty where absent or malformed; highdicom does not know every character set."""
+    for name in _TYPE_2:
+        if name not in header:
+            setattr(header, name, None)
+    for name, valid in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+        try:
+            valid(str(header[name].value or ""))
+        except ValueError:
+            header[name].value = None
+    if str(header.PatientSex or "") not in ("", "M", "F", "O"):
+        header.PatientSex = None
+    if "SpecificCharacterSet" in header:  # texts are decoded by now, and UTF-8 takes them all
+        header.SpecificCharacterSet = "ISO_IR 192"
 
 
 def _place(header: Dataset, first: Dataset, geometry: Geometry) -> None:
