@@ -80,6 +80,8 @@ def encode(
             f"a PNG holds one or three channels of uint8 or uint16, got shape {picture.shape} of {picture.dtype}; "
             "write .tif or .nii.gz instead"
         )
+    if picture.shape[2:] == (1,):
+        picture = picture[..., 0]  # an axis of one may have any stride, and the encoder looks at it
     # fast: run lengths and one filter cost a tenth more bytes and half the time of zlib's level 1
     data = bytes(imagecodecs.png_encode(np.ascontiguousarray(picture), 1, strategy=3, filter=16))
     (_, header), *rest = _chunks(data)
@@ -112,6 +114,8 @@ def _header(chunks: Sequence[tuple[bytes, memoryview]]) -> _Header:
     header = _Header(*struct.unpack(">IIBBBBB", chunks[0][1]))
     if header.depth not in _DEPTHS.get(header.colour_type, ()):
         raise UnreadableImage(f"no PNG has colour type {header.colour_type} with {header.depth} bits; it is damaged")
+    if (header.compression, header.filter) != (0, 0) or header.interlace > 1:
+        raise UnreadableImage("the PNG is packed in a way that does not exist; it is damaged")
     return header
 
 
