@@ -85,9 +85,21 @@ def test_parts_of_a_slice_make_the_slice(name):
     whole = read_image({"ct": samples.ct_slice_file, "mr": samples.mr_slice_file}[name]())
     data = Sample(name="denoise-grey")
     parts = [data.read(Case(id=f"{name}-{split}", image=None)).image for split in SPLITS]
-    np.testing.assert_array_equal(np.concatenate([part.pixels for part in parts], axis=2), whole.pixels)
-    below = parts[2].geometry.world((0, 0, 0)) - whole.geometry.world((0, parts[0].geometry.shape[1] * 6 // 5, 0))
-    np.testing.assert_allclose(below, 0, atol=1e-9)
+    np.testing.assert_array_equal(np.concatenate([part.pixels for part in parts], axis=3), whole.pixels)
+    beside = parts[2].geometry.world((0, 0, 0)) - whole.geometry.world((0, 0, whole.geometry.shape[2] * 6 // 8))
+    np.testing.assert_allclose(beside, 0, atol=1e-9)
+
+
+def test_parts_of_the_volume_are_disjoint_slices_of_it():
+    whole, data = samples.oblique_volume(), Sample(name="denoise-grey")
+    seen = set()
+    for split in SPLITS:
+        part = data.read(Case(id=f"mr-volume-{split}", image=None)).image
+        first = round(float(whole.geometry.index(part.geometry.world((0, 0, 0)))[0]))
+        numbers = set(range(first, first + part.geometry.shape[0]))
+        assert not numbers & seen
+        seen |= numbers
+        np.testing.assert_array_equal(part.pixels, whole.pixels[:, sorted(numbers)])
 
 
 def test_grey_parts_can_be_prepared():

@@ -1,8 +1,8 @@
 """Corruption: what turns a clean image into the noisy input that a restoring network learns from.
 
 Levels are in units of the prepared intensity, where an image spans 0..1: the literature's sigma 25 is 25/255.
-The noisy image is never clipped to 0..1, neither here nor in published sigma-25 tables; a clipped input is an easier
-or a harder problem by up to .3 dB, so whoever clips has to say so.
+The noisy image is not clipped to 0..1, here or in published sigma-25 tables: clipping it first costs the classical
+denoisers up to .3 dB, so whoever clips has to say so.
 
 Two ways in, one model each: called on a batch while training (torch), `add_to` on a whole image when evaluating
 (numpy). Torch is imported inside, so that settings can be read without it.

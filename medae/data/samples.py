@@ -120,47 +120,59 @@ def _turn(degrees: float, plane: tuple[int, int]) -> NDArray[np.float64]:
     return turn
 
 
-# Rows of the tissue picture; eight between the parts belong to none, so that no nucleus is in two.
-_PARTS: Mapping[Split, slice] = {"train": slice(0, 296), "validation": slice(304, 400), "test": slice(408, 512)}
+# Parts of one image along one axis. Eight rows of tissue and one slice of the volume belong to none, so that no nucleus
+# and nearly no voxel is in two.
+_TISSUE_ROWS: Mapping[Split, slice] = {
+    "train": slice(0, 296),
+    "validation": slice(304, 400),
+    "test": slice(408, 512),
+}
+_VOLUME_SLICES: Mapping[Split, slice] = {"train": slice(0, 16), "validation": slice(17, 20), "test": slice(21, 25)}
 
 
-def _part(image: Image, rows: slice) -> Image:
-    start, stop, _ = rows.indices(image.geometry.shape[1])
-    s, _, w = image.geometry.shape
-    return Image(image.pixels[:, :, rows], image.geometry.moved((0, start, 0), (s, stop - start, w)))
+def _part(image: Image, axis: int, along: slice) -> Image:
+    """A stretch of the image along axis 0 slices, 1 rows, 2 columns, in its place."""
+    start, stop, _ = along.indices(image.geometry.shape[axis])
+    offset, shape = [0, 0, 0], list(image.geometry.shape)
+    offset[axis], shape[axis] = start, stop - start
+    box = tuple(slice(at, at + length) for at, length in zip(offset, shape, strict=True))
+    return Image(image.pixels[(slice(None), *box)], image.geometry.moved(offset, shape))
 
 
 def _nuclei() -> Iterator[LoadedCase]:
     tissue = stained_tissue()
     labels = tissue.with_pixels(nuclei_labels(_rgb(tissue))[None, None])
-    for split, rows in _PARTS.items():
-        yield LoadedCase(_case(f"tissue-{split}", split), _part(tissue, rows), _part(labels, rows))
+    for split, rows in _TISSUE_ROWS.items():
+        yield LoadedCase(_case(f"tissue-{split}", split), _part(tissue, 1, rows), _part(labels, 1, rows))
 
 
 def _clean_tissue() -> Iterator[LoadedCase]:
-    tissue = stained_tissue()
-    for split, rows in _PARTS.items():
-        yield LoadedCase(_case(f"tissue-{split}", split), _part(tissue, rows), None)
+    return _divided("tissue", stained_tissue(), 1, _TISSUE_ROWS)
 
 
 def _clean_grey() -> Iterator[LoadedCase]:
-    """The two larger slices are divided by rows; what is too small to divide is trained on."""
+    """CT and MR slices by columns, the MR volume by slices; the CT series is too small to divide.
+
+    The MR projections are left out: they are mostly noise, and what is not clean cannot teach what clean is.
+    """
     from medae.io import read_image
 
     for name, file in (("ct", ct_slice_file()), ("mr", mr_slice_file())):
         image = read_image(file)
-        eighth = image.geometry.shape[1] // 8
-        parts: Mapping[Split, slice] = {
+        eighth = image.geometry.shape[2] // 8
+        columns: Mapping[Split, slice] = {
             "train": slice(0, 5 * eighth),
             "validation": slice(5 * eighth, 6 * eighth),
             "test": slice(6 * eighth, None),
         }
-        for split, rows in parts.items():
-            yield LoadedCase(_case(f"{name}-{split}", split), _part(image, rows), None)
+        yield from _divided(name, image, 2, columns)
     yield LoadedCase(_case("ct-series", "train"), read_image(ct_series_folder()), None)
-    for number, file in enumerate(mr_projection_files(), 1):
-        yield LoadedCase(_case(f"mr-projection-{number}", "train"), read_image(file), None)
-    yield LoadedCase(_case("mr-volume", "train"), oblique_volume(), None)
+    yield from _divided("mr-volume", oblique_volume(), 0, _VOLUME_SLICES)
+
+
+def _divided(name: str, image: Image, axis: int, parts: Mapping[Split, slice]) -> Iterator[LoadedCase]:
+    for split, along in parts.items():
+        yield LoadedCase(_case(f"{name}-{split}", split), _part(image, axis, along), None)
 
 
 def _anomaly_tiles() -> Iterator[LoadedCase]:
