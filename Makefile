@@ -41,10 +41,10 @@ format: $(INSTALLED) ## Format, and mend what the linter can
 	$(BIN)/ruff format .
 
 test: $(INSTALLED) ## The tests (ARGS="tests/test_io.py -x" for some of them)
-	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 peers: $(INSTALLED) ## Tests against other programs (dciodvfy, dcmtk)
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m peers -rs $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m peers -rs $(ARGS)
 
 slow: $(INSTALLED) ## Tests that take minutes (trainings, the wheel)
 	$(BIN)/python -m pytest -q -m slow --timeout 1800 -rs $(ARGS)

@@ -27,7 +27,7 @@ Package = Annotated[
 ]
 Inputs = Annotated[
     list[str],
-    typer.Argument(metavar="INPUT...", help="Images, folders of them, DICOM series, patterns.", show_default=False),
+    typer.Argument(metavar="INPUT", help="Images, folders of them, DICOM series, patterns.", show_default=False),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

@@ -157,7 +157,7 @@ def test_each_item_is_answered_in_its_own_format(predictor: Predictor, pictures:
         *(f"{name}_{what}" for name in "abc" for what in ("labels.png", "summary.json")),
         *("results.csv", "run.json"),
     }
-    answer = io.read_image(out / "a_labels.png")
+    answer = io.read_labels(out / "a_labels.png")
     direct = predictor(io.read_image(pictures / "a.png"))
     np.testing.assert_array_equal(answer.pixels, direct.image.pixels)
     summary = json.loads((out / "a_summary.json").read_text())
