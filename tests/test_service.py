@@ -1,6 +1,7 @@
 """The HTTP door: what it answers, what it refuses, and that it keeps silent about patients."""
 
 import asyncio
+import hashlib
 import io
 import json
 import logging
@@ -122,6 +123,9 @@ def test_score_answers_with_everything_in_a_zip(client: TestClient) -> None:
     facts = json.loads(archive.read("image_summary.json"))
     assert facts["task"] == "anomaly" and facts["scores"]["l2_mean"] > 0
     assert facts["id"] == response.headers["x-request-id"]
+    (listed,) = facts["files"]
+    assert listed["name"] == "image_map.tif"
+    assert listed["sha256"] == hashlib.sha256(archive.read("image_map.tif")).hexdigest()
 
 
 def test_the_form_follows_accept(client: TestClient) -> None:
@@ -404,9 +408,7 @@ def test_hosts_and_origins(client: TestClient) -> None:
 
 
 def test_a_token_opens_every_route() -> None:
-    from hashlib import sha256
-
-    hashes = tuple(sha256(token.encode()).hexdigest() for token in ("first-token", "second-token"))
+    hashes = tuple(hashlib.sha256(token.encode()).hexdigest() for token in ("first-token", "second-token"))
     with client_of(segmenter(), token_sha256=hashes) as client:
         for path in [*paths(client.app.app.app.app), "/metrics", "/docs.json", "/nothing"]:  # type: ignore[attr-defined]
             for method in ("GET", "POST", "OPTIONS"):

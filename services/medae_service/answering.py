@@ -21,6 +21,8 @@ from medae_service.uploads import Uploaded
 STEM = "image"
 """Of every answer's name: what the client calls its file may name a patient."""
 
+SUMMARY = f"{STEM}_summary.json"
+
 Form = Literal["file", "json", "zip"]
 JSON = "application/json"
 ZIP = "application/zip"
@@ -104,11 +106,12 @@ def answer(
     """Read, predict, write. Raises InputError for the image, UsageError for the question."""
     image = read_image(files[0] if len(files) == 1 else files, limits=limits)
     prediction = model.predictor(image, threshold=question.threshold, probabilities=question.output == "probabilities")
-    made: list[AnswerFile] = []
+    answered: list[AnswerFile] = []
     if question.output != "summary":
-        made = answer_files(prediction, model.package, stem=STEM, original=image, output=question.output)
+        answered = answer_files(prediction, model.package, stem=STEM, original=image, output=question.output)
+    made = [file for file in answered if file.name != SUMMARY]  # ours has the request's id
     facts = summary(prediction, id=request_id, files=made)
-    response = _response(made, facts, form)
+    response = _response(made, facts, "zip" if form == "file" and len(answered) > 1 else form)
     response.headers["X-Medae-Model"] = f"{model.card.name}@{model.package.digest}"
     response.headers["X-Medae-Gate"] = (facts["gate"] or {}).get("verdict", "none")
     return response
@@ -118,10 +121,9 @@ def _response(made: Sequence[AnswerFile], facts: dict[str, Any], form: Form) -> 
     facts_json = json.dumps(facts, allow_nan=False).encode()
     if form == "json" or not made:
         return Response(facts_json, media_type=JSON)
-    if form == "file" and len(made) == 1:
+    if form == "file":
         return _attachment(made[0])
-    everything = [*made, AnswerFile(f"{STEM}_summary.json", JSON, facts_json)]
-    return _attachment(AnswerFile(f"{STEM}.zip", ZIP, _zip(everything)))
+    return _attachment(AnswerFile(f"{STEM}.zip", ZIP, _zip([*made, AnswerFile(SUMMARY, JSON, facts_json)])))
 
 
 def _attachment(file: AnswerFile) -> Response:
@@ -133,6 +135,6 @@ def _zip(files: Sequence[AnswerFile]) -> bytes:
     """Stored, not deflated (images are compressed or noise); no times, so that equal answers have equal bytes."""
     target = BytesIO()
     with ZipFile(target, "w", ZIP_STORED) as archive:
-        for name, data in {file.name: file.data for file in files}.items():  # of one name, the last
-            archive.writestr(ZipInfo(name), data)
+        for file in files:
+            archive.writestr(ZipInfo(file.name), file.data)
     return target.getvalue()

@@ -4,6 +4,7 @@ The supervisor imports this module too, to read the configuration, so models and
 """
 
 import ctypes
+import importlib
 import os
 import signal
 
@@ -17,6 +18,8 @@ from medae_service.security import door
 from medae_service.settings import worker_settings
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+READERS = ("imagecodecs", "tifffile", "nibabel", "medae.io.dicom", "medae.io.dicom_seg")
+"""Imported before the first request, which would wait for them: seconds for highdicom."""
 
 settings = worker_settings()
 models = Models()
@@ -37,6 +40,8 @@ class Medae:
     def __init__(self) -> None:
         _die_with_parent()
         _load_models()
+        for reader in READERS:
+            importlib.import_module(reader)
         logs.configure()
 
 
