@@ -21,6 +21,7 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+import yaml
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
@@ -30,6 +31,7 @@ from medae.io.answer import Label
 from medae.preparation import Preparation, ZScore
 from medae.tasks import Segmentation
 from tests.conftest import untrained_package
+from tests.training_toys import denoising, disc_pictures
 
 
 class Done(NamedTuple):
@@ -380,6 +382,32 @@ def test_every_output_can_be_had(output: str, package: Path, picture: Path, tmp_
     summary = json.loads((tmp_path / "out/picture_summary.json").read_text())
     assert len(summary["files"]) == (0 if output == "summary" else 1)
     assert all((tmp_path / "out" / file["name"]).is_file() for file in summary["files"])
+
+
+def test_from_a_configuration_to_answers(tmp_path: Path, medae: Cli) -> None:
+    root = disc_pictures(tmp_path / "discs")
+    config = tmp_path / "denoise.yaml"
+    config.write_text(yaml.safe_dump(denoising(root).model_dump(mode="json")))
+    trained = medae("train", config, "--out", tmp_path / "run", "--set", "training.steps=4", "--set", "name=quiet")
+    assert trained.code == 0, trained.err
+    model = tmp_path / "run/package"
+    assert str(model) in trained.out and "quiet" in trained.out
+    again = medae("train", config, "--out", tmp_path / "run", "--set", "training.steps=4")
+    assert again.code == 2, "another training's results would be overwritten"
+
+    measured = medae("evaluate", model, "--out", tmp_path / "measured")
+    assert measured.code == 0, measured.err
+    assert json.loads(measured.out) == json.loads((tmp_path / "measured/metrics.json").read_text())
+
+    listed = tmp_path / "cases.csv"
+    (tmp_path / "empty.png").write_bytes(b"")
+    listed.write_text("id,image\nwhole,discs/images/disc-0.png\nbroken,empty.png\n")
+    some = medae("evaluate", model, listed, "--out", tmp_path / "some")
+    assert (some.code, "broken: the file is empty" in some.one_line) == (3, True)
+
+    done = medae("predict", model, root / "images", "--out", tmp_path / "answers")
+    assert done.code == 0
+    assert len(list((tmp_path / "answers").glob("*_restored.png"))) == 8
 
 
 def test_info_describes_packages_and_images(package: Path, picture: Path, medae: Cli) -> None:
