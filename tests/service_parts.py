@@ -1,15 +1,32 @@
-"""What the tests of the service share: small images, and small untrained packages by name."""
+"""What the tests of the service share: small images, small untrained packages by name, and clients."""
 
-from io import BytesIO
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO, StringIO
 from typing import Any
 
+import httpx
 import numpy as np
 from PIL import Image as Picture
 
 from medae.io.answer import Label
 from medae.package import ModelPackage
+from medae.predictor import Predictor
 from medae.tasks import Anomaly, Restoration, Segmentation
+from medae_service.app import create_app, paths
+from medae_service.logs import JsonLines
+from medae_service.models import Models
+from medae_service.security import door
+from medae_service.settings import WorkerSettings
 from tests.conftest import untrained_package
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it asks for httpx's successor, which is not in the lock
+    from starlette.testclient import TestClient
+
+CANARY = "CANARYDOE"
 
 SEGNET = {"kind": "segnet", "features": [4, 6], "convolutions": [1, 1]}
 DNCNN = {"kind": "dncnn", "depth": 3, "features": 4}
@@ -53,3 +70,57 @@ def dicom_slice(patient: str) -> bytes:
     target = BytesIO()
     dataset.save_as(target)
     return target.getvalue()
+
+
+PNG = {"file": ("x.png", png(), "image/png")}
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+class Broken:
+    """Stands for a predictor; fails as it is told to."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, image: Any, **options: Any) -> Any:
+        raise self.error
+
+
+def client_of(*packages: ModelPackage, predictor: Any = None, raise_errors: bool = True, **settings: Any) -> TestClient:
+    """The app behind its door, as a worker runs it, without BentoML."""
+    chosen = WorkerSettings(**settings)
+    models = Models()
+    for package in packages:
+        models.add(package, predictor or Predictor(package, device="cpu"))
+    app = create_app(chosen, models)
+    return TestClient(
+        door(app, chosen, paths(app)), base_url="http://localhost:3000", raise_server_exceptions=raise_errors
+    )
+
+
+def problem(response: httpx.Response, status: int, code: str) -> str:
+    """Checks a refusal; returns its detail."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert (body["status"], body["code"]) == (status, code)
+    assert body["type"] == f"urn:medae:problem:{code}"
+    assert body["instance"] == f"urn:uuid:{response.headers['x-request-id']}"
+    return str(body.get("detail", ""))
+
+
+@contextmanager
+def recorded_log() -> Iterator[StringIO]:
+    """What the service would log, as a worker formats it."""
+    stream = StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    level = logging.getLogger("medae_service").level
+    root.addHandler(handler)
+    logging.getLogger("medae_service").setLevel(logging.INFO)
+    try:
+        yield stream
+    finally:
+        root.removeHandler(handler)
+        logging.getLogger("medae_service").setLevel(level)

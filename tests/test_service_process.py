@@ -20,9 +20,8 @@ from medae.settings import Settings
 from medae_service.launch import _runtime_folder, resolve, serve
 from medae_service.security import is_loopback
 from medae_service.settings import ServiceSettings
-from tests.service_parts import denoiser, dicom_slice, png, segmenter
+from tests.service_parts import CANARY, denoiser, dicom_slice, png, segmenter
 
-CANARY = "CANARYDOE"
 TOKEN = "a-token-for-tests-0123456789"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
