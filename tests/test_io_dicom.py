@@ -548,7 +548,7 @@ J2K_60000 = b"\xff\x4f\xff\x51\0\x29\0\0" + struct.pack(">8I", 60000, 60000, 0, 
 )
 def test_a_forged_code_stream_is_not_decoded(stream, syntax):
     message = refusal(UnreadableImage, compressed(stream, syntax))
-    assert "7 x 5 pixels, its compressed picture 60000 x 60000" in message
+    assert "declares 7 x 5 pixels" in message and "compressed picture 60000 x 60000" in message
 
 
 @pytest.mark.timeout(20)

@@ -11,7 +11,10 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medae.errors import UnreadableImage
+from medae.io.dicom_decoder import Decoder
 from medae.io.dicom_file import PALETTE, Slice, guarded, opened, read_dataset
+
+_decoder = Decoder()
 
 
 def stored_pixels(at: Slice) -> NDArray[Any]:
@@ -24,10 +27,11 @@ def stored_pixels(at: Slice) -> NDArray[Any]:
     if "PixelData" not in dataset:
         kind = "float pixels, which medae does not read" if "FloatPixelData" in dataset else "no pixel data"
         raise UnreadableImage(f"the DICOM file declares {at.rows} x {at.columns} pixels and has {kind}")
-    with guarded("the DICOM pixel data is damaged, or compressed in a way that no installed decoder reads"):
+    with guarded("the DICOM pixel data is damaged"):
         _name_transfer_syntax(dataset)
         _require_whole(dataset, at)
-        pixels = dataset.pixel_array
+        is_compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+        pixels = _decoder.decode(at.file) if is_compressed else dataset.pixel_array
         if dataset.PhotometricInterpretation == PALETTE:
             pixels = _palette_to_rgb(pixels, dataset)
     planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
@@ -85,29 +89,30 @@ def _require_whole(dataset: FileDataset, at: Slice) -> None:
                 "the file is truncated, or its header is wrong"
             )
         return
-    declared = _codestream_size(get_frame(dataset.PixelData, 0, number_of_frames=1))
-    if declared is not None and declared != (at.rows, at.columns):
+    stream = _codestream(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    samples, most = int(dataset.get("SamplesPerPixel", 1)), int(dataset.BitsAllocated)
+    if stream is not None and (stream[:3] != (at.rows, at.columns, samples) or not 1 <= stream[3] <= most):
         raise UnreadableImage(
-            f"the DICOM header declares {at.rows} x {at.columns} pixels, its compressed picture "
-            f"{declared[0]} x {declared[1]}; the header is wrong or forged"
+            f"the DICOM header declares {at.rows} x {at.columns} pixels, {samples} samples of up to {most} bits; its "
+            f"compressed picture {stream[0]} x {stream[1]}, {stream[2]} of {stream[3]}: one is wrong or forged"
         )
 
 
-def _codestream_size(stream: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that JPEG, JPEG-LS or JPEG 2000 data declares for itself; None for other data (RLE)."""
+def _codestream(stream: bytes) -> tuple[int, int, int, int] | None:
+    """(rows, columns, samples, bits) that JPEG, JPEG-LS or JPEG 2000 data declares for itself; None for RLE."""
     if stream[4:8] == b"jP  ":
         stream = stream[_codestream_of_jp2(stream) :]
     if stream[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SOC, SIZ (ISO/IEC 15444-1 A.5.1)
         right, bottom, left, top = struct.unpack(">4I", stream[8:24])
-        return bottom - top, right - left
+        return bottom - top, right - left, int.from_bytes(stream[40:42], "big"), (stream[42] & 0x7F) + 1
     if stream[:2] != b"\xff\xd8":
         return None
     at = 2
     while stream[at] == 0xFF:  # JPEG segments up to a start of frame (ISO/IEC 10918-1 B.1, 14495-1)
         marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = struct.unpack(">HH", stream[at + 5 : at + 9])
-            return rows, columns
+            bits, rows, columns, samples = struct.unpack(">BHHB", stream[at + 4 : at + 10])
+            return rows, columns, samples, bits
         at += 1 if marker == 0xFF else 2 + length
     raise ValueError("no start of frame")
 

@@ -1,0 +1,124 @@
+"""Decoding in a child process: the same pixels, and nothing that the data does to the child reaches its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from medae.errors import UnreadableImage
+from medae.io.dicom_decoder import Decoder
+from tests.dicom_made import sample
+
+NAMES = ["MR_small_RLE", "MR_small_jp2klossless", "SC_rgb_jpeg_gdcm", "SC_rgb_jls_lossy_line", "SC_rgb_dcmtk_+eb+cy+np"]
+
+
+@pytest.fixture
+def decoder():
+    decoder = Decoder()
+    yield decoder
+    decoder.close()
+
+
+def child_of(decoder: Decoder) -> int:
+    assert decoder._child is not None
+    return decoder._child.pid
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_pixels_as_here(decoder, name):
+    path = sample(f"{name}.dcm")
+    expected = dcmread(path).pixel_array
+    np.testing.assert_array_equal(decoder.decode(path), expected)
+    np.testing.assert_array_equal(decoder.decode(path.read_bytes()), expected)
+
+
+def test_one_child_serves_many(decoder):
+    decoder.decode(sample("MR_small_RLE.dcm"))
+    first = child_of(decoder)
+    decoder.decode(sample("SC_rgb_rle.dcm"))
+    assert child_of(decoder) == first
+
+
+def test_a_relative_path(decoder, monkeypatch):
+    path = sample("MR_small_RLE.dcm")
+    decoder.decode(path)  # the child keeps its own working directory
+    monkeypatch.chdir(path.parent)
+    decoder.decode(path.relative_to(path.parent))
+
+
+def test_what_is_not_readable_is_refused_and_the_next_is_read(decoder):
+    with pytest.raises(UnreadableImage, match="damaged, or compressed"):
+        decoder.decode(b"no DICOM at all")
+    decoder.decode(sample("MR_small_RLE.dcm"))
+
+
+def test_a_killed_child_is_replaced(decoder):
+    decoder.decode(sample("MR_small_RLE.dcm"))
+    os.kill(child_of(decoder), signal.SIGKILL)
+    time.sleep(0.1)
+    decoder.decode(sample("MR_small_RLE.dcm"))
+
+
+def test_a_picture_that_never_ends_is_given_up(tmp_path):
+    decoder = Decoder(seconds=3)
+    os.mkfifo(tmp_path / "endless.dcm")  # opening it to read waits for a writer, who never comes
+    try:
+        decoder.decode(sample("MR_small_RLE.dcm"))
+        with pytest.raises(UnreadableImage, match="crashed on the DICOM pixel data, or took more than 3 s"):
+            decoder.decode(tmp_path / "endless.dcm")
+        decoder.decode(sample("MR_small_RLE.dcm"))
+    finally:
+        decoder.close()
+
+
+def test_a_stream_that_crashes_a_decoder_does_not_crash_us(decoder):
+    """JPEG lossless of "127 bits": gdcm has died of such."""
+    data = bytearray(sample("SC_rgb_jpeg_gdcm.dcm").read_bytes())
+    at = data.index(b"\xff\xc3\x00\x11") + 4
+    data[at] = 127
+    with pytest.raises(UnreadableImage):
+        decoder.decode(bytes(data))
+    decoder.decode(sample("SC_rgb_jpeg_gdcm.dcm"))
+
+
+def test_a_forked_process_gets_a_child_of_its_own(decoder):
+    path = sample("MR_small_RLE.dcm")
+    decoder.decode(path)
+    pid = os.fork()
+    if pid == 0:
+        decoded = decoder.decode(path)
+        os._exit(0 if decoded.shape == (64, 64) and decoder._of_parents[0].pid != child_of(decoder) else 1)
+    decoder.decode(path)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("how", ["pass", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
+def test_no_child_is_left_behind(how):
+    script = f"""
+from pathlib import Path
+from medae.io.dicom_decoder import Decoder
+decoder = Decoder()
+decoder.decode(Path({str(sample("MR_small_RLE.dcm"))!r}))
+print(decoder._child.pid, flush=True)
+{how}
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    pid = int(run.stdout)
+    assert not run.stderr
+    deadline = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(pid)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
