@@ -5,13 +5,17 @@ import logging
 import signal
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from medae import __version__
 from medae.errors import InputError, MedaeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     name="medae",
@@ -45,12 +49,17 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _complain(message: str) -> None:
+@cache
+def _stderr() -> "Console":
+    """One console for errors, log and progress, so that they do not write over each other."""
     from rich.console import Console
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print("[bold red]error:[/] ", end="")
-    console.print(message, markup=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def _complain(message: str) -> None:
+    _stderr().print("[bold red]error:[/] ", end="")
+    _stderr().print(message, markup=False)
 
 
 def _print_json(data: Any) -> None:
@@ -68,10 +77,12 @@ def _common(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
 ) -> None:
-    from rich.console import Console
     from rich.logging import RichHandler
 
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    handler: logging.Handler = RichHandler(console=_stderr(), show_time=False, show_path=False)
+    if not _stderr().is_terminal:  # a file has no width to wrap to
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     for name in ("medae", "medae_service"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO if verbose else logging.WARNING)
@@ -150,7 +161,7 @@ def predict(
     predictor = Predictor(load(package), device=device)
     require_writable(out)
     manifest = list_items(inputs, out=out)
-    with Progress(manifest, out) as watch:
+    with Progress(manifest, out, _stderr()) as watch:
         outcomes = predict_items(predictor, manifest.items, out, output=output, threshold=threshold, watch=watch)
     if any(outcome.status == "fault" for outcome in outcomes):
         raise typer.Exit(1)
@@ -231,7 +242,7 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def serve(
     packages: Annotated[
-        list[str] | None, typer.Argument(metavar="[PACKAGE]...", help="Models to serve; without any, the shipped ones.")
+        list[str] | None, typer.Argument(metavar="[PACKAGE]...", help="Models to serve, here or in --config.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of service settings.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
+from rich.console import Console
 
 from medae import io
 from medae.batch import local
 from medae.batch.local import Outcome, predict_items, require_writable
-from medae.batch.manifest import Item, expand, list_items
+from medae.batch.manifest import Item, Manifest, expand, list_items
 from medae.batch.progress import Progress
 from medae.errors import OutputError, UsageError
 from medae.image import Image
@@ -265,13 +267,7 @@ def outcomes() -> Iterator[list[Outcome]]:
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_names_failures_and_where_results_are(terminal: bool, outcomes: list[Outcome]) -> None:
-    import io as text
-
-    from rich.console import Console
-
-    from medae.batch.manifest import Manifest
-
-    console = Console(file=text.StringIO(), force_terminal=terminal, width=120, soft_wrap=True, color_system=None)
+    console = Console(file=StringIO(), force_terminal=terminal, width=120, soft_wrap=True, color_system=None)
     with Progress(Manifest(tuple(outcome.item for outcome in outcomes), 3), Path("out"), console) as watch:
         for outcome in outcomes:
             watch(outcome)
@@ -279,3 +275,11 @@ def test_progress_names_failures_and_where_results_are(terminal: bool, outcomes:
     assert "b[red]: the file is empty" in said
     assert "1 done, 1 failed of 2; files passed over as no images: 3; results in out/results.csv" in said
     assert ("[1/2] a: done" in said) is not terminal
+
+
+def test_progress_promises_no_results_where_none_could_be_written() -> None:
+    console = Console(file=StringIO(), width=120, soft_wrap=True)
+    with pytest.raises(OutputError), Progress(Manifest((), 0), Path("out"), console):
+        raise OutputError("no space left")
+    assert "nothing done of 0" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "results.csv" not in console.file.getvalue()  # type: ignore[attr-defined]

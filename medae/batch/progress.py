@@ -1,4 +1,4 @@
-"""How far a batch is: a bar with rate and ETA on a terminal, a line an item elsewhere. Written to stderr."""
+"""How far a batch is: a bar with rate and ETA on a terminal, a line an item elsewhere."""
 
 from pathlib import Path
 from types import TracebackType
@@ -11,13 +11,14 @@ from rich.text import Text
 
 from medae.batch.local import Outcome
 from medae.batch.manifest import Manifest
+from medae.errors import OutputError
 
 
 class Progress:
     """Called with each outcome of a batch; says at the end where the results are."""
 
-    def __init__(self, manifest: Manifest, out: Path, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, soft_wrap=True, highlight=False)
+    def __init__(self, manifest: Manifest, out: Path, console: Console) -> None:
+        self._console = console
         self._total = len(manifest.items)
         self._passed_over = manifest.passed_over
         self._out = out
@@ -43,7 +44,8 @@ class Progress:
         self._bar.stop()
         counts = ", ".join(f"{count} {status}" for status, count in self._counts.items() if count) or "nothing done"
         over = f"; files passed over as no images: {self._passed_over}" if self._passed_over else ""
-        self._print(f"{counts} of {self._total}{over}; results in {self._out / 'results.csv'}")
+        written = "" if isinstance(error, OutputError) else f"; results in {self._out / 'results.csv'}"
+        self._print(f"{counts} of {self._total}{over}{written}")
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, markup=False)
