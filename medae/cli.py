@@ -109,7 +109,7 @@ def train(
     from medae.training import train
 
     experiment = load_settings(find_config(config), Experiment, changes or ())
-    package = train(experiment, out, resume=resume)
+    package = train(experiment, out, resume=resume, progress=True)
     typer.echo(f"{out / 'package'}: {package.card.name} {package.card.version} {package.digest}")
 
 
