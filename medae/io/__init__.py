@@ -224,6 +224,8 @@ def _content(file: Path | bytes, limits: Limits) -> bytes:
 
 def _kind(head: bytes) -> str:
     """png, jpeg, tiff, nifti, dicom, or a phrase that says what came instead."""
+    if head[128:132] == b"DICM":  # first: the 128 bytes before it may be those of any other format
+        return "dicom"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind

@@ -106,19 +106,22 @@ def write_files(files: Sequence[AnswerFile], folder: Path) -> list[Path]:
     paths = [_place(file.name, folder) for file in files]
     with _said_as_output_error(sum(len(file.data) for file in files)):
         made = _make_folders({path.parent for path in paths})
-        parts: list[Path] = []
+        written: list[Path] = []
         try:
+            parts = []
             for file, path in zip(files, paths, strict=True):
                 # a random name: temporary names, too, say nothing about a patient
                 parts.append(path.with_name(f".{uuid.uuid4().hex}.part"))
+                written.append(parts[-1])
                 _write_through(parts[-1], file.data)
             for part, path in zip(parts, paths, strict=True):
                 os.replace(part, path)
+                written.append(path)
             for parent in {path.parent for path in paths}:
                 _sync_folder(parent)
         except BaseException:
-            for part in parts:
-                part.unlink(missing_ok=True)
+            for path in written:
+                path.unlink(missing_ok=True)
             _remove_if_empty(made)
             raise
     return paths
@@ -128,7 +131,10 @@ def _place(name: str, folder: Path) -> Path:
     parts = PurePosixPath(name).parts
     if not 1 <= len(parts) <= 2 or ".." in parts or "/" in parts or "\0" in name or "\\" in name:
         raise OutputError("the name of an answer is a file name with at most one folder before it; this one is not")
-    return folder.joinpath(*parts)
+    path = folder.joinpath(*parts)
+    if path.is_dir():
+        raise OutputError("a folder lies where an answer's file belongs; give another output folder")
+    return path
 
 
 @contextmanager

@@ -32,6 +32,7 @@ _MEDIA_TYPE = "application/gzip"
 _HEADER_SIZES = (348, 540)
 _LABEL, _VECTOR = 1002, 1007  # intent codes of nifti1.h
 _MM = {1: 1000.0, 2: 1.0, 3: 0.001}
+_FARTHEST_MM = 1e9
 _RGB, _RGBA = ("R", "G", "B"), ("R", "G", "B", "A")
 _PRIVATE = ("descrip", "aux_file", "db_name", "data_type", "intent_name")
 _NO_LONGER_TRUE = ("cal_min", "cal_max", "glmin", "glmax", "intent_code", "intent_p1", "intent_p2", "intent_p3")
@@ -151,8 +152,8 @@ def _layout(header: "Nifti1Header") -> _Layout:
     lengths = [int(length) for length in header["dim"][1 : count + 1]] + [1] * (7 - count)
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError:
-        dtype = np.dtype(complex)
+    except (HeaderDataError, KeyError):
+        dtype = np.dtype(complex)  # a code that does not exist
     if dtype.names not in (_RGB, _RGBA) and (dtype.kind not in "iuf" or dtype.itemsize > 8):
         raise UnsupportedImage(
             f"this NIfTI has voxels of data type {int(header['datatype'])}; whole and real numbers of 8 to 64 bits and "
@@ -189,6 +190,8 @@ def _geometry(header: "Nifti1Header", shape: tuple[int, int, int]) -> Geometry:
         ) from None
     # anything but metre and micrometre, also an unknown unit, is taken as mm, as everywhere
     affine[:3] *= _MM.get(int(header["xyzt_units"]) % 8, 1.0)
+    if not np.abs(affine).max() < _FARTHEST_MM:
+        raise GeometryError("the NIfTI's affine is not a number, or lies beyond any scanner; repair its header")
     return Geometry(shape, affine)
 
 

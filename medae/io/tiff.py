@@ -215,10 +215,10 @@ def _without_alpha(pixels_CSRW: NDArray[Any], page: "TiffPage") -> NDArray[Any]:
     if page.photometric in (_RGB, _YCBCR):
         kept = 3
     elif page.photometric != _PALETTE:
-        kept -= sum(kind in (1, 2) for kind in page.extrasamples)
+        kept = max(kept - sum(kind in (1, 2) for kind in page.extrasamples), 1)
     if kept < len(pixels_CSRW):
         logger.warning("alpha was dropped: %d of %d samples a pixel", len(pixels_CSRW) - kept, len(pixels_CSRW))
-    return pixels_CSRW[: max(kept, 1)]
+    return pixels_CSRW[:kept]
 
 
 def _spacing(page: "TiffPage") -> tuple[float, float] | None:
