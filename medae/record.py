@@ -99,7 +99,7 @@ def _write_quietly(run: Run, out: Path, status: str, reason: str) -> None:
     try:
         run.write(out, status=status, reason=reason)
     except OutputError as error:
-        logger.warning("run.json could not be written: %s", error)
+        logger.debug("run.json could not be written: %s", error)
 
 
 def versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ from medae.predictor import Predictor
 from medae.settings import load_settings
 from medae.training import loop, train
 from medae.training.loop import learning_rate
+from medae.training.material import pair, seed_of
 from medae.training.state import State
 from tests.training_toys import anomaly, denoising, disc_pictures, lines, require_same_end, segmentation, tensors
 
@@ -170,6 +171,19 @@ def test_workers_change_nothing_and_the_seed_does(discs, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
     train(segmentation(discs, seed=1), tmp_path / "seed")
     assert any(not torch.equal(one[name], value) for name, value in tensors(tmp_path / "seed").items())
+
+
+def test_each_step_has_noise_of_its_own(discs):
+    experiment = denoising(discs)
+    batch = {"image": torch.full((2, 1, 16, 16), 0.5)}
+
+    def noise(seed, step, stream=1):
+        x, target = pair(batch, experiment, torch.Generator().manual_seed(seed_of(seed, step, stream)))
+        assert torch.equal(target, batch["image"])
+        return x - target
+
+    assert torch.equal(noise(0, 3), noise(0, 3))
+    assert not any(torch.equal(noise(0, 3), other) for other in (noise(0, 4), noise(1, 3), noise(0, 3, 0)))
 
 
 def test_the_caller_keeps_its_own_chances_and_threads(discs, tmp_path):

@@ -25,7 +25,7 @@ from medae.io.answer import AnswerFile, write_files
 from medae.networks import run as run_network
 from medae.objectives import Loss
 from medae.package import ModelPackage
-from medae.record import recording
+from medae.record import now, recording
 from medae.training.log import NAME as METRICS
 from medae.training.log import Log
 from medae.training.material import Batch, Material, batches_from, pair, read_material, seed_of
@@ -86,12 +86,13 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False, progress: 
     Raises TrainingError where the loss is no longer a number, SettingsError for data that leave nothing to train on
     and for a changed experiment on resuming, OutputError where `out` cannot be written or holds a training already.
     """
-    started, device = time.monotonic(), choose_device(experiment.training.device)
+    begun, started, device = now(), time.monotonic(), choose_device(experiment.training.device)
     with _environment(experiment, device):
         state = _state_in(out, experiment, device, resume=resume)
         if state.finished:
             return ModelPackage.load(out / PACKAGE)
         with recording(out, "train", seed=experiment.training.seed) as run, Stop() as stop:
+            run.started = begun
             _write_experiment(experiment, out)
             material = read_material(experiment, run)
             fabric, loss = _fabric(experiment.training, device), Loss(experiment.objectives).to(device)
