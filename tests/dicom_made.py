@@ -1,7 +1,8 @@
-"""DICOM files made for tests, from pydicom's CT_small: any orientation, spacing and pixels."""
+"""DICOM files made for tests, from pydicom's CT_small: any orientation, spacing and pixels; and answers to them."""
 
 import copy
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +12,11 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset
 
+from medae.image import Image
+from medae.io.answer import Algorithm, AnswerFile, CodedTerm, Label
+from medae.io.dicom import encode_restored
+from medae.io.dicom_seg import encode_labels
+
 DIRECTIONS = {
     "axial": [[1, 0, 0], [0, 1, 0]],
     "axial, columns turned": [[1, 0, 0], [0, -1, 0]],
@@ -19,6 +25,17 @@ DIRECTIONS = {
     "coronal": [[1, 0, 0], [0, 0, -1]],
     "oblique": [[0.8, 0.6, 0], [-0.36, 0.48, 0.8]],
 }
+
+
+ALGORITHM = Algorithm("demo-denoiser", "1.2.0", "sha256:" + "0123456789abcdef" * 4)
+NOW = datetime(2026, 3, 4, 5, 6, 7, 890)
+LESION = Label(
+    name="Lesion",
+    colour=(255, 0, 0),
+    category=CodedTerm(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure"),
+    term=CodedTerm(value="108369006", scheme="SCT", meaning="Neoplasm"),
+)
+ORGAN = Label(name="Organ", colour=(0, 128, 255))
 
 
 def sample(name: str) -> Path:
@@ -89,3 +106,35 @@ def as_file(dataset: Dataset) -> bytes:
 
 def as_files(datasets: Sequence[Dataset]) -> list[bytes]:
     return [as_file(dataset) for dataset in datasets]
+
+
+def written(files: list[bytes], folder: Path) -> list[Path]:
+    """The files in a folder, named 0.dcm and on."""
+    paths = [folder / f"{at}.dcm" for at in range(len(files))]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    return paths
+
+
+def restore(image: Image, **other) -> list[Dataset]:
+    made = encode_restored(
+        image, stem="scan", **{"algorithm": ALGORITHM, "description": "denoised", "now": NOW, **other}
+    )
+    return [opened(file) for file in made]
+
+
+def opened(file: AnswerFile) -> Dataset:
+    return dcmread(BytesIO(file.data))
+
+
+def segment(labels: np.ndarray, image: Image, infos=(LESION, ORGAN), **other) -> Dataset:
+    (file,) = encode_labels(
+        image.with_pixels(labels), stem="scan", labels_info=infos, **{"algorithm": ALGORITHM, "now": NOW, **other}
+    )
+    assert file.name == "scan_seg.dcm" and file.media_type == "application/dicom"
+    return opened(file)
+
+
+def some_labels(image: Image, highest: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    return rng.integers(0, highest + 1, (1, *image.geometry.shape)).astype(np.uint8 if highest < 256 else np.uint16)

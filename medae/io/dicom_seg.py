@@ -157,9 +157,7 @@ def _answer(
             content_creator_name=None,
             series_description=f"{kind} by {algorithm.name} (AI)"[:64],
         )
-        if (
-            "FrameOfReferenceUID" not in headers[0]
-        ):  # PS3.3 C.7.6.1: a picture says how it is turned, or that nobody knows
+        if "ImagePositionPatient" not in headers[0]:  # PS3.3 C.7.6.1: it says how it is turned, or says nothing
             seg.PatientOrientation = headers[0].get("PatientOrientation")
         _finish(seg, naming, now or datetime.now())
         return [AnswerFile(name, MEDIA_TYPE, to_bytes(seg))]
@@ -212,8 +210,7 @@ def _normalised(naming: Naming, image: Image) -> list[Dataset]:
         if in_space and image.geometry.unit == "mm":
             _place(header, sources[0], image.geometry)
         else:
-            for name in ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient"):
-                header.pop(name, None)
+            _unplace(header)
     return headers
 
 
@@ -255,3 +252,13 @@ def _place(header: Dataset, first: Dataset, geometry: Geometry) -> None:
     header.pop("SpacingBetweenSlices", None)
     if geometry.shape[0] > 1:
         header.SpacingBetweenSlices = format_number_as_ds(pitch)
+
+
+def _unplace(header: Dataset) -> None:
+    """A picture: its SEG lies on it pixel by pixel, and says nothing of a space."""
+    for name in ("ImagePositionPatient", "ImageOrientationPatient"):
+        header.pop(name, None)
+    if "SliceThickness" not in header:  # readers, highdicom's too, take measures only with it
+        header.pop("PixelSpacing", None)
+    if header.get("Modality") in ("CT", "MR", "PT") and not header.get("FrameOfReferenceUID"):
+        header.FrameOfReferenceUID = frame_uid(header)  # these classes must have one

@@ -1,0 +1,115 @@
+"""dicom3tools and dcmtk judge our DICOM answers: no error that the source did not have."""
+
+import shutil
+import subprocess
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from medae.io.answer import Algorithm, AnswerFile, CodedTerm, Label, write_files
+from medae.io.dicom import encode_restored, read_dicom
+from medae.io.dicom_seg import encode_labels, encode_map, encode_probabilities
+from tests.dicom_made import sample, series_folder
+
+pytestmark = pytest.mark.peers
+
+ALGORITHM = Algorithm("demo", "1.0.0", "sha256:" + "0123456789abcdef" * 4)
+LABELS = [
+    Label(
+        name="Lesion",
+        colour=(255, 0, 0),
+        category=CodedTerm(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure"),
+        term=CodedTerm(value="108369006", scheme="SCT", meaning="Neoplasm"),
+    ),
+    Label(name="Organ", colour=(0, 128, 255)),
+]
+FILES = sample("CT_small.dcm").parent
+SOURCES = {
+    **{name: [FILES / f"{name}.dcm"] for name in ("CT_small", "MR_small", "MR_small_bigendian", "MR_small_implicit")},
+    **{name: [FILES / f"{name}.dcm"] for name in ("SC_rgb_rle_16bit", "SC_rgb_jpeg_dcmtk", "SC_rgb_small_odd")},
+    **{name: [FILES / f"{name}.dcm"] for name in ("examples_palette", "examples_overlay", "693_J2KI")},
+    "CT5N": series_folder("98892001/CT5N"),
+    "CR1": series_folder("77654033/CR1"),
+    **{f"MR700/{path.name}": [path] for path in series_folder("98892003/MR700")},
+}
+SHARED = ["udacity_hippocrop_mr/Study1/13_HCropVolume", "udacity_study3_t1_mr"]
+
+
+def run(program: str, *arguments: Path) -> str:
+    assert shutil.which(program), f"{program} is missing: install the packages dicom3tools and dcmtk"
+    done = subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, text=True, errors="replace", timeout=120
+    )
+    return done.stdout + done.stderr
+
+
+def errors(path: Path) -> set[str]:
+    return {line for line in run("dciodvfy", path).splitlines() if line.startswith(("Error", "Abort"))}
+
+
+def answers(sources: list[Path]) -> dict[str, list[AnswerFile]]:
+    image = read_dicom(sources)
+    labels = np.zeros((1, *image.geometry.shape), np.uint8)
+    labels[:, :, 1:7, 1:5], labels[:, 0, :2, :2] = 1, 2
+    fractions = np.random.default_rng(0).random((2, *image.geometry.shape)).astype(np.float32)
+    who = {"stem": "scan", "algorithm": ALGORITHM}
+    return {
+        "derived": encode_restored(image, description="denoised", **who),
+        "labels": encode_labels(image.with_pixels(labels), labels_info=LABELS, **who),
+        "empty": encode_labels(image.with_pixels(labels * 0), labels_info=LABELS[:1], **who),
+        "map": encode_map(image.with_pixels(fractions[:1]), maximum=0.5, **who),
+        "probabilities": encode_probabilities(image.with_pixels(fractions), labels_info=LABELS, **who),
+    }
+
+
+def assert_no_new_errors(sources: list[Path], folder: Path) -> None:
+    known = set().union(*map(errors, sources))
+    for kind, files in answers(sources).items():
+        paths = write_files(files, folder / kind)
+        new = set().union(*map(errors, paths)) - known
+        assert not new, f"{kind}: {new}"
+        for path in paths[:3]:
+            assert "SOPInstanceUID" in run("dcmdump", path) and not run("dcmdump", "-q", path).startswith(("E:", "F:"))
+        if kind == "derived":
+            assert_one_consistent_series(sources, paths)
+
+
+def assert_one_consistent_series(sources: list[Path], paths: list[Path]) -> None:
+    """dcentvfy: patient, study, series and frame of reference agree, of the answers as of the sources."""
+
+    def complaints(files: list[Path]) -> set[str]:
+        lines = run("dcentvfy", *files).splitlines()
+        return {line.split(" - ", 1)[-1] for line in lines if line.startswith("Error")}
+
+    known = complaints(sources)
+    assert complaints(paths) <= known
+    # a derived series stands in the study of its source: the two together are as consistent as the source alone
+    assert complaints([*sources, *paths]) <= known
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_error_that_the_source_did_not_have(name, tmp_path):
+    assert_no_new_errors(SOURCES[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_no_error_that_the_shared_series_did_not_have(name, tmp_path, shared_data):
+    assert_no_new_errors(sorted((shared_data / "dicom_series" / name).glob("*.dcm")), tmp_path)
+
+
+def test_the_judges_find_errors(tmp_path):
+    """The laws above can fail: an answer that is spoilt is called wrong."""
+    made = answers(SOURCES["CT5N"])
+    seg = dcmread(BytesIO(made["labels"][0].data))
+    del seg.SegmentSequence
+    seg.save_as(tmp_path / "broken.dcm")
+    assert any("SegmentSequence" in line for line in errors(tmp_path / "broken.dcm"))
+    paths = write_files(made["derived"], tmp_path)
+    stranger = dcmread(paths[0])
+    stranger.PatientName = "Someone^Else"
+    stranger.save_as(paths[0])
+    with pytest.raises(AssertionError):
+        assert_one_consistent_series(SOURCES["CT5N"], paths)
