@@ -21,11 +21,13 @@ from medae.experiment import Experiment, TrainingSettings
 from medae.io import read_image
 from medae.package import ModelPackage
 from medae.predictor import Predictor
+from medae.record import Run
 from medae.settings import load_settings
 from medae.training import loop, train
 from medae.training.loop import learning_rate
-from medae.training.material import pair, seed_of
+from medae.training.material import pair, read_material, seed_of
 from medae.training.state import State
+from medae.training.validation import Validated
 from tests.training_toys import anomaly, denoising, disc_pictures, lines, require_same_end, segmentation, tensors
 
 TOYS = {"segmentation": segmentation, "denoising": denoising, "anomaly": anomaly}
@@ -273,6 +275,16 @@ def test_an_anomaly_model_learns_and_is_calibrated_on_normal_cases_alone(tmp_pat
     assert 0 < predictor(image).p_value <= 1
 
 
+def test_better_is_lower_for_anomaly_scores_and_higher_for_the_others(discs):
+    def better(experiment, value, best):
+        return Validated(None, {}, value, []).better_than(best, experiment)
+
+    for experiment, good, bad in ((anomaly(discs), 0.1, 0.2), (denoising(discs), 30.0, 20.0)):
+        assert better(experiment, good, bad) and not better(experiment, bad, good)
+        assert better(experiment, bad, None) and not better(experiment, math.nan, None)
+        assert not better(experiment, good, good)
+
+
 def test_too_few_references_are_said_and_not_used(discs, tmp_path, caplog):
     package = train(anomaly(discs), tmp_path)
     assert package.calibration is None and "not calibrated: 3 normal" in caplog.text
@@ -291,10 +303,15 @@ def test_paired_restoration_keeps_both_images_in_one_range(tmp_path):
         "preparation": {"intensity": {"kind": "percentile", "lower": 0, "upper": 100}},
         "network": {"kind": "unet", "features": [4, 8], "strides": [2], "residual_units": 0},
     }
-    data["training"] |= {"steps": 150, "validate_every": 150, "learning_rate": 0.01, "batch_size": 4}
-    package = train(Experiment.model_validate(data), tmp_path / "out")
-    found = package.card.metrics["validation"]
-    assert found["psnr"]["mean"] > found["psnr_input"]["mean"] + 6
+    experiment = Experiment.model_validate(data)
+    case = experiment.data.cases("train")[0]
+    material = read_material(experiment, Run("train"))
+    noisy, clean = (read_image(path).pixels.astype(float) for path in (case.image, case.target))
+    lower, upper = noisy.min(), noisy.max()
+    np.testing.assert_allclose(material.train[0].image, (noisy - lower) / (upper - lower), atol=1e-6)
+    np.testing.assert_allclose(material.train[0].target, ((clean - lower) / (upper - lower)).clip(0, 1), atol=1e-6)
+    package = train(experiment, tmp_path / "out")
+    assert package.card.metrics["validation"]["psnr"]["mean"] > 0
 
 
 def test_volumes_train_in_3d(tmp_path, tilted_volume):
