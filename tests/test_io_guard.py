@@ -17,6 +17,7 @@ import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydicom.data import get_testdata_file
 
 from medae.errors import (
     InputError,
@@ -138,6 +139,13 @@ def test_a_folder_is_walked_without_hidden_files_and_links(tmp_path: Path) -> No
     (tmp_path / ".hidden").write_bytes(b"x")
     (tmp_path / "deep" / "up").symlink_to(tmp_path, target_is_directory=True)
     assert read_image(tmp_path).geometry.shape == (1, 33, 17)
+
+
+def test_dicom_wins_over_what_its_preamble_looks_like() -> None:
+    data = Path(get_testdata_file("CT_small.dcm", download=False)).read_bytes()
+    for preamble in (b"II*\0", struct.pack("<i", 348), b"\x1f\x8b"):
+        image = read_image(preamble.ljust(128, b"\0") + data[128:])
+        assert image.source.format == "dicom"
 
 
 def test_missing_file_says_nothing_of_its_name(tmp_path: Path) -> None:

@@ -155,6 +155,14 @@ def test_well_summed_nonsense_is_refused_before_libpng(
         assert image.geometry.shape == (1, rows, columns)
 
 
+def test_lines_with_an_unknown_filter_are_refused_before_libpng() -> None:
+    header = struct.pack(">IIBBBBB", 3, 2, 8, 0, 0, 0, 0)
+    assert read_image(_png(header, b"\4abc\0abc")).pixels.shape == (1, 1, 2, 3)
+    with pytest.raises(InputError, match="does not inflate to the declared size") as caught:
+        read_image(_png(header, b"\4abc\5abc"))
+    assert "PngError" not in str(caught.value)
+
+
 def test_jpeg_is_read_as_pillow_reads_it() -> None:
     smooth = np.linspace(0, 255, 40 * 30 * 3).reshape(40, 30, 3).astype(np.uint8)
     for picture in (PIL.Image.fromarray(smooth), PIL.Image.fromarray(smooth).convert("L")):
@@ -323,6 +331,11 @@ def test_our_own_tiff_keeps_its_size(tmp_path: Path, orientation: int) -> None:
     again = read_image(tmp_path / "x.tif")
     again.geometry.require_same_grid(geometry)
     assert np.array_equal(again.pixels, GREY[None, None])
+    with tifffile.TiffFile(
+        tmp_path / "x.tif"
+    ) as tif:  # columns are 0.35 mm apart as seen, rows as stored on their side
+        across, per = tif.pages.first.tags.valueof(282)
+    assert 10 * per / across == pytest.approx(0.35 if orientation == 1 else 0.8)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".PNG"])
