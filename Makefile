@@ -56,7 +56,7 @@ demo: $(INSTALLED) ## The whole way on real images, ending in pictures under dem
 	$(BIN)/medae demo --out demo
 
 demo-quick: $(INSTALLED) ## The same way with trainings of a few seconds
-	$(BIN)/medae demo --quick --out demo
+	$(BIN)/medae demo --quick --out demo-quick
 
 serve: $(INSTALLED) ## The HTTP service (ARGS="runs/nuclei/package --port 3000")
 	$(BIN)/medae serve $(ARGS)

@@ -97,7 +97,7 @@ def _probabilities(prediction: Prediction, package: ModelPackage, stem: str) -> 
 
 
 def overlay(prediction: Prediction, package: ModelPackage, original: Image) -> pictures.RGB:
-    """The most telling slice: labels or heat over the image; for a restoration, before and after side by side."""
+    """The most telling slice: labels or heat over the image; for a restoration, before and after."""
     shown, answer = pictures.upright(original), pictures.upright(prediction.image)
     low, high = pictures.display_range(shown)
     task = package.card.task
@@ -110,7 +110,7 @@ def overlay(prediction: Prediction, package: ModelPackage, original: Image) -> p
         picture = pictures.overlay_map(before, answer.pixels[0, at], _map_maximum(package))
     else:
         after = pictures.to_rgb(answer.pixels[:, at], low, high)
-        return pictures.beside(pictures.square_pixels(before, shown), pictures.square_pixels(after, shown))
+        return pictures.compared(pictures.square_pixels(before, shown), pictures.square_pixels(after, shown))
     return pictures.square_pixels(picture, shown)
 
 

@@ -1,6 +1,7 @@
 """Pictures of images and answers, for people: overlays, before and after. Never the answer itself."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,9 @@ from numpy.typing import NDArray
 from medae.image import Image
 from medae.io.answer import Label
 from medae.resample import resample_onto, standard_grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PictureFile
 
 RGB = NDArray[np.uint8]
 """(rows, columns, 3)"""
@@ -61,11 +65,11 @@ def overlay_map(rgb: RGB, map_RW: NDArray[Any], maximum: float) -> RGB:
     return mixed
 
 
-def beside(*pictures: RGB, gap: int = 4) -> RGB:
-    """Pictures of one height in a row, a white gap between them."""
-    space = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
-    parts = [part for picture in pictures for part in (space, picture)][1:]
-    return np.concatenate(parts, axis=1)
+def compared(before: RGB, after: RGB, gap: int = 4) -> RGB:
+    """Two pictures of one shape side by side; wide ones below each other. White between them."""
+    axis = 0 if before.shape[1] > 1.5 * before.shape[0] else 1
+    space = np.full((gap, before.shape[1], 3) if axis == 0 else (before.shape[0], gap, 3), 255, np.uint8)
+    return np.concatenate([before, space, after], axis=axis)
 
 
 def square_pixels(rgb: RGB, image: Image) -> RGB:
@@ -87,3 +91,31 @@ def _eroded(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
     kept: NDArray[np.bool_] = binary_erosion(inside)
     return kept
+
+
+def contact_sheet(panels: Sequence[tuple[str, RGB]], *, width: int = 560, columns: int = 2) -> RGB:
+    """Captioned pictures in columns, each made `width` wide."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw, ImageFont
+
+    font, line, gap = ImageFont.load_default(13), 20, 14
+    cells = [(caption, _fitted(Pillow.fromarray(picture), width, width)) for caption, picture in panels]
+    rows = [cells[at : at + columns] for at in range(0, len(cells), columns)]
+    heights = [max(picture.height for _, picture in row) + line + gap for row in rows]
+    sheet = Pillow.new("RGB", (columns * (width + gap) + gap, sum(heights) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, top in zip(rows, np.cumsum([gap, *heights]).tolist(), strict=False):
+        for column, (caption, picture) in enumerate(row):
+            left = gap + column * (width + gap)
+            draw.text((left, top), caption, fill="black", font=font)
+            sheet.paste(picture, (left, top + line))
+    return np.asarray(sheet)
+
+
+def _fitted(picture: "PictureFile", width: int, height: int) -> "PictureFile":
+    """As large as fits; enlarged without smoothing, so that pixels are seen as they are."""
+    from PIL import Image as Pillow
+
+    factor = min(width / picture.width, height / picture.height)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.resize(size, Pillow.Resampling.NEAREST if factor > 1 else Pillow.Resampling.LANCZOS)

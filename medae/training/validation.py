@@ -23,6 +23,9 @@ from medae.training.stopping import Stop
 
 logger = logging.getLogger(__name__)
 
+MAP_QUANTILE = 0.99
+"""The scale of maps ends where the brightest normal image has so much of itself below; single voxels do not say it."""
+
 
 @dataclass(frozen=True)
 class Validated:
@@ -123,7 +126,7 @@ def calibrated(package: ModelPackage, experiment: Experiment, cases: Sequence[Ca
         except InputError:
             continue  # named at every validation
         scores.append(prediction.scores[experiment.task.score_name])
-        highest = max(highest, float(prediction.image.pixels.max()))
+        highest = max(highest, float(np.quantile(prediction.image.pixels, MAP_QUANTILE)))
     if len(scores) < FEWEST_REFERENCES:
         logger.warning(
             "not calibrated: %d normal validation images, %d are needed for percentiles and p-values",
@@ -131,7 +134,6 @@ def calibrated(package: ModelPackage, experiment: Experiment, cases: Sequence[Ca
             FEWEST_REFERENCES,
         )
         return package
-    # what is brighter than any normal voxel is the top of the scale
     return package.calibrated(
         Calibration.from_scores(
             scores, score=experiment.task.score_name, package_digest=package.digest, map_maximum=highest or 1.0
