@@ -22,7 +22,7 @@ QUICK = [sys.executable, "-m", "medae", "demo", "--quick", "--out"]
 def test_the_quick_demo_answers_every_question(tmp_path: Path) -> None:
     done = subprocess.run([*QUICK, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert [row["input"] for row in rows] == [question.input for question in QUESTIONS]
     for row in rows:
         for name in row["files"].split():
