@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from medae.io.guard import DEFAULT_LIMITS, Limits
 from medae.settings import Settings, load_settings
@@ -39,8 +39,26 @@ class ServiceSettings(Settings):
     """In which a request's body must have come."""
     request_seconds: PositiveInt = Field(default=1800, ge=2)
     """After which the client hears 504; above upload_seconds and the longest inference."""
+    compute_seconds: PositiveFloat = 900
+    """From the end of a request's body to its answer, waiting included; then 503, and its work stops."""
     waiting: NonNegativeInt = 16
     """Requests that may wait for one worker's device; more are answered 429."""
+    waiting_tiles: PositiveInt = 1024
+    """Tiles of all requests that may wait for one device; a request waits with its next ones until there is room."""
+    batch_tiles: PositiveInt = 16
+    """Tiles of one forward pass on a GPU at most; on a CPU each tile is one pass."""
+    batch_milliseconds: NonNegativeFloat = 4
+    """How long a GPU waits for a batch to fill."""
+    request_items: PositiveInt = 256
+    """Images of one request to /v1/tiles."""
+    model_memory_bytes: PositiveInt | None = None
+    """For the weights of all models on one device; what was asked least lately is put away first. Default: no bound."""
+    decoders: PositiveInt | None = None
+    """Processes of one worker that decode uploads. Default: one on a CPU, four on a GPU."""
+    decode_seconds: PositiveFloat = 60
+    """In which one image must be decoded; a decoder that takes longer is killed and the request answered 422."""
+    decode_memory_bytes: PositiveInt = 4 << 30
+    """Of one decoder."""
     limits: Limits = DEFAULT_LIMITS
     """What an image may declare before it is decoded."""
 
