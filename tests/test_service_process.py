@@ -239,9 +239,9 @@ def test_beyond_loopback_a_token_is_needed(tmp_path: Path, host: str, monkeypatc
     monkeypatch.setattr("medae_service.launch._free_port", lambda host, port: 3000)
     with pytest.raises(UsageError, match="--token-file"):
         resolved(tmp_path, host=host)
-    assert resolved(tmp_path, host=host, insecure=True).token_sha256 == ()
+    assert resolved(tmp_path, host=host, insecure=True).token_file is None
     (tmp_path / "token").write_text(TOKEN)
-    assert len(resolved(tmp_path, host=host, token_file=tmp_path / "token").token_sha256) == 1
+    assert resolved(tmp_path, host=host, token_file=tmp_path / "token").token_file == tmp_path / "token"
 
 
 @pytest.mark.parametrize("host", ["example.com", "", "127.0.0.1:80"])
@@ -264,7 +264,7 @@ def test_token_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         resolved(tmp_path, token_file=path)
     path.write_text(f"{TOKEN}\nshort\n")
     path.chmod(0o644)
-    assert len(resolved(tmp_path, token_file=path).token_sha256) == 2
+    assert TOKEN not in resolved(tmp_path, token_file=path).model_dump_json()
     assert "others may read" in caplog.text and "can be guessed" in caplog.text
     assert TOKEN not in caplog.text
 

@@ -17,6 +17,7 @@ SUMMARIES: dict[str, tuple[Endpoint, str]] = {
 }
 PAGES = {
     "/v1/models": "The models served here",
+    "/v1/limits": "What may be sent, and how much of it",
     "/openapi.json": "This service as OpenAPI",
     "/livez": "Alive",
     "/readyz": "Ready to answer",

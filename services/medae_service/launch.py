@@ -5,13 +5,10 @@ BentoML is imported inside functions only: `medae --help` must not wait for it.
 
 import contextlib
 import fcntl
-import hashlib
 import ipaddress
-import logging
 import os
 import shutil
 import socket
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +17,12 @@ from typing import Any
 from medae.errors import UsageError
 from medae.package import load, shipped
 from medae.settings import load_settings, validate_settings
+from medae_service import tokens
 from medae_service.models import require_unique
 from medae_service.security import is_loopback
 from medae_service.settings import CONFIG_VARIABLE, ServiceSettings, WorkerSettings
 
-logger = logging.getLogger(__name__)
-
 RUNTIME_PREFIX = "medae-serve-"
-SHORT_TOKEN = 16
 CHECK_SECONDS = 5
 """Between two looks at the workers; one that died is replaced then."""
 
@@ -65,7 +60,7 @@ def serve(
 
 
 def resolve(settings: ServiceSettings) -> WorkerSettings:
-    """Everything checked, nothing left to look up: absolute package folders, hashed tokens, a free port.
+    """Everything checked, nothing left to look up: absolute package folders, checked tokens, a free port.
 
     Raises PackageError, UnknownModel, UsageError.
     """
@@ -74,11 +69,12 @@ def resolve(settings: ServiceSettings) -> WorkerSettings:
         raise UsageError("no model to serve; give the folder of a package, such as the one that `medae train` made")
     require_unique([load(name) for name in names])
     host = _address(settings.host)
-    tokens = _token_hashes(settings.token_file) if settings.token_file else ()
-    if not is_loopback(host) and not tokens and not settings.insecure:
+    if settings.token_file is not None:
+        tokens.check(settings.token_file)
+    elif not is_loopback(host) and not settings.insecure:
         raise UsageError(
-            f"{host} can be reached by others: give --token-file FILE (one token a line), or --insecure to let "
-            "everyone in"
+            f"{host} can be reached by others: give --token-file FILE (`medae token new NAME --file FILE` makes it), "
+            "or --insecure to let everyone in"
         )
     update = {
         "packages": tuple(str(Path(name).resolve()) if Path(name).is_dir() else name for name in names),
@@ -86,7 +82,8 @@ def resolve(settings: ServiceSettings) -> WorkerSettings:
         "port": _free_port(host, settings.port),
         "workers": settings.workers or _default_workers(settings.device),
         "allowed_hosts": (*settings.allowed_hosts, host),
-        "token_sha256": tokens,
+        # not resolved: a secret that is a link is changed by changing the link
+        "token_file": settings.token_file and settings.token_file.absolute(),
         "launcher": os.getpid(),
     }
     return WorkerSettings.model_validate(settings.model_dump() | update)
@@ -102,22 +99,6 @@ def _address(host: str) -> str:
         return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
     except ValueError:
         raise UsageError(f"{host}: the host to listen on is an IP address of this machine, or localhost") from None
-
-
-def _token_hashes(path: Path) -> tuple[str, ...]:
-    try:
-        text = path.read_text(encoding="ascii")
-        mode = path.stat().st_mode
-    except (OSError, UnicodeDecodeError):
-        raise UsageError(f"{path}: the token file cannot be read as ASCII text") from None
-    tokens = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
-    if not tokens:
-        raise UsageError(f"{path}: no token in it; write one a line, such as the output of `openssl rand -hex 32`")
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        logger.warning("%s: others may read the tokens; chmod 600 it", path)
-    if min(map(len, tokens)) < SHORT_TOKEN:
-        logger.warning("%s: a token of less than %d characters can be guessed", path, SHORT_TOKEN)
-    return tuple(hashlib.sha256(token.encode()).hexdigest() for token in tokens)
 
 
 def _free_port(host: str, port: int) -> int:

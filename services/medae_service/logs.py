@@ -1,8 +1,9 @@
 """JSON lines about requests and faults that hold nothing about a patient.
 
-The journal writes one line a request, but none for a probe that went well: an id of ours, the route, the status, sizes
-and time; never a query, a header, a file name or a client's path. Of an exception only its type and the line of code
-are kept: pydicom, nibabel and others quote tags and values in their messages, so their records are kept without text.
+The journal writes one line a request, but none for a probe that went well: an id of ours, the name of the token, the
+route, the status, sizes and times; never a query, a header, a file name or a client's path. Of an exception only its
+type and the line of code are kept: pydicom, nibabel and others quote tags and values in their messages, so their
+records are kept without text. Error answers that are not ours (BentoML's, which can quote the request) become problems.
 """
 
 import json
@@ -18,7 +19,8 @@ from uuid import uuid4
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medae_service.problems import fault
+from medae_service import metrics
+from medae_service.problems import PROBLEM_TYPE, fault, foreign
 
 logger = logging.getLogger(__name__)
 
@@ -73,47 +75,76 @@ class Journal:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        entry = _Entry(send)
+        entry = _Entry(scope, receive, send)
         scope["medae.request"] = entry.id
         try:
             await self.app(scope, receive, entry.send)
         except ClientDisconnect:
             entry.status = CLIENT_GONE
         except Exception as error:
-            _log_fault(entry.id, error)
+            log_fault(entry.id, error)
             if entry.status == 0:
                 await fault(entry.id)(scope, receive, entry.send)
         if scope["path"] in HEALTH and entry.status == 200:
             return  # probes come every few seconds
-        path = scope["path"] if scope["path"] in self.known_paths else "-"
+        route = scope["path"] if scope["path"] in self.known_paths else "-"
         method = scope["method"] if scope["method"] in METHODS else "-"
-        logger.info("request", extra={"fields": {"method": method, "path": path, **entry.fields()}})
+        metrics.REQUESTS.labels(route, str(entry.status)).inc()
+        logger.info("request", extra={"fields": {"method": method, "path": route, **entry.fields()}})
 
 
 class _Entry:
     """What is noted about one request; passes its answer on, with the id in a header."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.id = uuid4().hex
         self.status = 0
         self._sent = 0
         self._begin = time.monotonic()
-        self._send = send
+        self._stages = metrics.begin_request()
+        self._replaced = False
+        self._scope, self._receive, self._send = scope, receive, send
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if _is_foreign_error(message):
+                self._replaced = True
+                answer = foreign(self.id, self.status, message["headers"])
+                await answer(self._scope, self._receive, self._pass_on)
+                return
+        if not self._replaced:
+            await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
             message = {**message, "headers": [*message["headers"], (b"x-request-id", self.id.encode())]}
         elif message["type"] == "http.response.body":
             self._sent += len(message.get("body", b""))
         await self._send(message)
 
     def fields(self) -> dict[str, Any]:
-        milliseconds = round(1000 * (time.monotonic() - self._begin), 1)
-        return {"request": self.id, "status": self.status, "sent": self._sent, "ms": milliseconds}
+        client = self._scope.get("medae.client")
+        return {
+            "request": self.id,
+            **({"client": client} if client else {}),
+            "status": self.status,
+            "sent": self._sent,
+            "ms": _milliseconds(time.monotonic() - self._begin),
+            "stages_ms": {name: _milliseconds(took) for name, took in self._stages.items()},
+        }
 
 
-def _log_fault(request_id: str, error: Exception) -> None:
+def _milliseconds(seconds: float) -> float:
+    return round(1000 * seconds, 1)
+
+
+def _is_foreign_error(start: Message) -> bool:
+    return start["status"] >= 400 and (b"content-type", PROBLEM_TYPE.encode()) not in start["headers"]
+
+
+def log_fault(request_id: str, error: Exception) -> None:
+    """A fault of ours: where, and of which type; never what it says."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None
     where = f"{Path(last.filename).name}:{last.lineno}" if last else "-"

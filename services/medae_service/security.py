@@ -4,8 +4,6 @@ BentoML runs added middleware only after its metrics, timeout and concurrency sl
 path that the client chose. So the door stands outside: a stranger costs nothing, and only known paths come through.
 """
 
-import hashlib
-import hmac
 import ipaddress
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -17,6 +15,8 @@ from medae.errors import LimitExceeded
 from medae_service.logs import HEALTH, Journal
 from medae_service.problems import Refusal, refuse
 from medae_service.settings import WorkerSettings
+from medae_service.tokens import Entry, Keys
+from medae_service.tokens import Scope as TokenScope
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -28,6 +28,25 @@ SECURITY_HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+
+NEEDED: dict[str, TokenScope | None] = {
+    "/": None,  # any token: these say what the service is, and nothing about its use
+    "/openapi.json": None,
+    "/docs.json": None,
+    "/schema.json": None,
+    "/v1/segment": "segment",
+    "/v1/restore": "restore",
+    "/v1/denoise": "restore",
+    "/v1/score": "score",
+    "/v1/tiles/segment": "segment",
+    "/v1/tiles/restore": "restore",
+    "/v1/tiles/denoise": "restore",
+    "/v1/tiles/score": "score",
+    "/v1/models": "models",
+    "/v1/limits": "models",
+    "/metrics": "metrics",
+}
+"""The scope that a token needs for a route; for one that is not here: admin."""
 
 
 def door(app: ASGIApp, settings: WorkerSettings, paths: Iterable[str]) -> ASGIApp:
@@ -62,7 +81,7 @@ class Guard:
         self.app = app
         self.known_paths = known_paths
         self.hosts = LOOPBACK_NAMES | {host.lower() for host in settings.allowed_hosts}
-        self.token_hashes = [bytes.fromhex(digest) for digest in settings.token_sha256]
+        self.keys = Keys(settings.token_file) if settings.token_file else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -81,13 +100,14 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope["path"], Headers(scope=scope))
+            self._check(scope, Headers(scope=scope))
         except Refusal as error:
             await refuse(scope["medae.request"], error)(scope, receive, send_with_headers)
             return
         await self.app(scope, receive, send_with_headers)
 
-    def _check(self, path: str, headers: Headers) -> None:
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        path = scope["path"]
         if path in HEALTH:  # an orchestrator asks by address and without a token; it learns nothing but yes or no
             return
         host = headers.get("host", "")
@@ -98,19 +118,36 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             raise Refusal(403, "foreign-origin", "pages of other origins may not use this service")
-        if self.token_hashes and not self._knows(headers.get("authorization", "")):
+        entry = self._entry(headers.get("authorization", ""))
+        if path not in self.known_paths:
+            raise Refusal(404, "no-such-page", "no such path; /openapi.json lists them all")
+        if entry is not None:
+            scope["medae.scopes"] = entry.scopes
+            scope["medae.client"] = entry.name
+            _require(entry, NEEDED.get(path, "admin"))
+
+    def _entry(self, authorization: str) -> Entry | None:
+        """Whose token came; None where none is asked for."""
+        if self.keys is None:
+            return None
+        kind, _, token = authorization.partition(" ")
+        entry = self.keys.find(token.strip())
+        if entry is None or kind.lower() != "bearer":
             raise Refusal(
                 401, "no-token", "send a valid token: `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"}
             )
-        if path not in self.known_paths:
-            raise Refusal(404, "no-such-page", "no such path; /openapi.json lists them all")
+        return entry
 
-    def _knows(self, authorization: str) -> bool:
-        scheme, _, token = authorization.partition(" ")
-        # all are compared, each in constant time, so that the time tells nothing about any of them
-        digest = hashlib.sha256(token.strip().encode()).digest()
-        known = [hmac.compare_digest(digest, expected) for expected in self.token_hashes]
-        return scheme.lower() == "bearer" and any(known)
+
+def _require(entry: Entry, needed: TokenScope | None) -> None:
+    if needed is not None and not entry.may(needed):
+        raise Refusal(
+            403,
+            "missing-scope",
+            f"this token may not do that: it needs the scope {needed}; `medae token new NAME --scope {needed}` "
+            "makes one that may",
+            {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{needed}"'},  # RFC 6750, 3.1
+        )
 
 
 class BodyLimit:

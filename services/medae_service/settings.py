@@ -26,7 +26,7 @@ class ServiceSettings(Settings):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     token_file: Path | None = None
-    """A private file, one bearer token a line; # begins a comment."""
+    """A private file of `medae token`, or with one token a line in plain text; read again whenever it changes."""
     insecure: bool = False
     """Listen beyond loopback without a token."""
     allowed_hosts: tuple[str, ...] = ()
@@ -41,6 +41,8 @@ class ServiceSettings(Settings):
     """After which the client hears 504; above upload_seconds and the longest inference."""
     compute_seconds: PositiveFloat = 900
     """From the end of a request's body to its answer, waiting included; then 503, and its work stops."""
+    computing: PositiveInt = 8
+    """Requests that one worker decodes and computes at once; their tiles take turns at its device."""
     waiting: NonNegativeInt = 16
     """Requests that may wait for one worker's device; more are answered 429."""
     waiting_tiles: PositiveInt = 1024
@@ -66,8 +68,6 @@ class ServiceSettings(Settings):
 class WorkerSettings(ServiceSettings):
     """The resolved settings, written by the launcher into a private file."""
 
-    token_sha256: tuple[str, ...] = ()
-    """Of each token; none: no token is asked for."""
     spool: Path | None = None
     """A private folder for uploads; None: the system's temporary folder."""
     launcher: PositiveInt | None = None
