@@ -67,6 +67,7 @@ def read_dicom(files: Sequence[Path | bytes], limits: Limits = DEFAULT_LIMITS) -
     slices = [read_slice(file, limits) for file in files]
     limits.admit_bytes(sum(at.size for at in slices))
     _require_one_stack(slices)
+    number = {id(at): index for index, at in enumerate(slices)}
     first = slices[0]
     limits.admit_grid(
         slices=len(slices),
@@ -78,7 +79,8 @@ def read_dicom(files: Sequence[Path | bytes], limits: Limits = DEFAULT_LIMITS) -
     slices = _sorted_along_normal(slices)
     geometry = _geometry(slices)
     pixels, padding = _pixels(slices)
-    return Image(pixels, geometry, DicomSource(datasets=tuple(at.dataset for at in slices), padding=padding))
+    origins = tuple((number[id(at)], at.header_size) for at in slices)
+    return Image(pixels, geometry, DicomSource("dicom", tuple(at.dataset for at in slices), padding, origins))
 
 
 def group_series(files: Sequence[Path], limits: Limits = DEFAULT_LIMITS) -> list[SeriesFiles]:

@@ -91,6 +91,8 @@ class DicomSource(Source):
     datasets: tuple[Dataset, ...] = ()
     padding: NDArray[np.bool_] | None = None
     """(slices, rows, columns): pixels that hold PixelPaddingValue, no measurement; None where there are none."""
+    origins: tuple[tuple[int, int], ...] = ()
+    """Of each dataset: which of the files that were read it is, and how many bytes its header has there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,8 @@ class Slice:
     file: Path | bytes
     size: int
     """Bytes of the file."""
+    header_size: int
+    """Those before its pixels."""
     dataset: Dataset
     series: str
     modality: str
@@ -171,9 +175,10 @@ def read_slice(file: Path | bytes, limits: Limits, *, whole: bool = True) -> Sli
         stream.seek(0)
         limits.admit_bytes(size)
         dataset = read_dataset(stream, pixels=False, tags=None if whole else _SLICE_TAGS)
+        header_size = stream.tell()
     with guarded("the DICOM header is damaged"):
         _require_picture(dataset)
-        return _slice(file, size, dataset)
+        return _slice(file, size, header_size, dataset)
 
 
 @contextmanager
@@ -232,7 +237,7 @@ def _require_picture(dataset: Dataset) -> None:
         raise UnsupportedImage("the pixels have a modality look-up table; a rescale slope and intercept is read")
 
 
-def _slice(file: Path | bytes, size: int, dataset: Dataset) -> Slice:
+def _slice(file: Path | bytes, size: int, header_size: int, dataset: Dataset) -> Slice:
     position, directions = _vectors(dataset)
     modality = str(dataset.get("Modality", ""))
     kinds = dataset.get("ImageType") or ()
@@ -243,6 +248,7 @@ def _slice(file: Path | bytes, size: int, dataset: Dataset) -> Slice:
     return Slice(
         file=file,
         size=size,
+        header_size=header_size,
         dataset=dataset,
         series=str(dataset.get("SeriesInstanceUID", "")),
         modality=modality if modality in MODALITIES else "other",

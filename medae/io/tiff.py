@@ -107,7 +107,7 @@ def _opened(data: bytes) -> "Iterator[TiffFile]":
     try:
         with tifffile.TiffFile(BytesIO(data)) as tif:
             yield tif
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # from damaged bytes, tifffile and its decoders raise whatever comes up
         raise UnreadableImage(f"the TIFF is damaged or truncated ({type(error).__name__})") from None

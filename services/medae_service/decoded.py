@@ -1,0 +1,190 @@
+"""What a decoder sends, judged as if an attacker had sent it, who took the decoder over with a picture.
+
+So it is plain data of a fixed form and never a pickle: sizes are checked against the file and the limits, and so are
+the seals, without which a sender could cut the file away under our feet. Of DICOM headers a decoder tells only where
+they end; they are read again from what the client sent. Error texts go to that client alone.
+"""
+
+import fcntl
+import logging
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
+
+from medae.errors import GeometryError, LimitExceeded, SeriesError, UnreadableImage, UnsupportedImage
+from medae.image import Geometry, Image, Source
+from medae.settings import Settings
+from medae_service import decoder
+from medae_service.uploads import Uploaded
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+logger = logging.getLogger(__name__)
+
+_SMALL = 1 << 24
+"""Bytes that are mapped at once, page by page only above."""
+
+DType = Literal[
+    "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"
+]
+_ERRORS = {kind.code: kind for kind in (UnreadableImage, UnsupportedImage, LimitExceeded, GeometryError, SeriesError)}
+
+
+class _Raster(Settings):
+    format: Literal["png", "jpeg", "tiff"]
+    dtype: DType
+    orientation: Annotated[int, Field(ge=1, le=8)]
+
+
+class _Nifti(Settings):
+    format: Literal["nifti"]
+    header: Annotated[str, Field(pattern="^([0-9a-f]{696}|[0-9a-f]{1080})$")]
+
+
+class _Dicom(Settings):
+    format: Literal["dicom"]
+    origins: tuple[tuple[NonNegativeInt, PositiveInt], ...]
+    padding: bool
+
+
+class _Answer(Settings):
+    kind: Literal["image"]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+    dtype: DType
+    affine: Annotated[tuple[float, ...], Field(min_length=16, max_length=16)]
+    unit: Literal["mm", "px"]
+    frame_of_reference: Annotated[str, Field(max_length=1024)] | None
+    source: Annotated[_Raster | _Nifti | _Dicom, Field(discriminator="format")]
+
+    @property
+    def pixel_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def padding_bytes(self) -> int:
+        return math.prod(self.shape[1:]) if isinstance(self.source, _Dicom) and self.source.padding else 0
+
+
+class _Refused(Settings):
+    kind: Literal["refused"]
+    code: str
+    detail: Annotated[str, Field(max_length=4096)]
+
+
+class _Fault(Settings):
+    kind: Literal["fault"]
+    error: Annotated[str, Field(pattern=r"^\w{1,64}$")]
+    at: Annotated[str, Field(pattern=r"^[\w.]{1,64}:\d{1,6}$")]
+
+
+_REPLY: TypeAdapter[_Answer | _Refused | _Fault] = TypeAdapter(
+    Annotated[_Answer | _Refused | _Fault, Field(discriminator="kind")]
+)
+
+
+class DecoderFault(Exception):
+    """A fault of ours, met in a decoder; where it is, is in the log."""
+
+
+class Breach(Exception):
+    """A decoder that is gone, or that sent what no decoder of ours sends."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded image, but for the headers of DICOM files."""
+
+    said: _Answer
+    pixels: NDArray[Any]
+    padding: NDArray[np.bool_] | None
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether there are files whose headers are to be read again."""
+        return isinstance(self.said.source, _Dicom)
+
+
+def judged(body: bytes, file: int, *, most: int, most_header: int) -> "Decoded | _Refused | _Fault":
+    """A packet, judged. Raises Breach for one that no decoder of ours sends."""
+    try:
+        (begin,) = decoder.PACKET.unpack(body)
+        size = os.fstat(file).st_size
+        is_sealed = fcntl.fcntl(file, fcntl.F_GET_SEALS) & decoder.SEALS == decoder.SEALS
+        if not (is_sealed and begin <= most and 0 < size - begin <= most_header):
+            raise Breach
+        reply = _REPLY.validate_json(os.pread(file, size - begin, begin))
+        if not isinstance(reply, _Answer):
+            return reply
+        if reply.pixel_bytes + reply.padding_bytes != begin:
+            raise Breach
+        return _mapped(reply, file, begin)
+    except (decoder.PACKET_ERROR, OSError, ValueError):  # a ValidationError is a ValueError
+        raise Breach from None
+    finally:
+        os.close(file)
+
+
+def _mapped(said: _Answer, file: int, size: int) -> Decoded:
+    at_once = mmap.MAP_POPULATE if size <= _SMALL else 0
+    # private: kernels before 6.7 share no file that is sealed against writing
+    memory = mmap.mmap(file, size, mmap.MAP_PRIVATE | at_once, mmap.PROT_READ)
+    raw = np.frombuffer(memory, np.uint8)
+    stored, outside = raw[: said.pixel_bytes], raw[said.pixel_bytes :]
+    # a bool that is neither 0 nor 1 is not to come into being
+    values = stored != 0 if said.dtype == "bool" else stored.view(said.dtype)
+    padding = (outside != 0).reshape(said.shape[1:]) if said.padding_bytes else None
+    return Decoded(said, values.reshape(said.shape), padding)
+
+
+def require_pixels(reply: Decoded | _Refused | _Fault) -> Decoded:
+    """Raises the error that a decoder met."""
+    if isinstance(reply, _Refused):
+        raise _ERRORS.get(reply.code, UnreadableImage)(reply.detail)
+    if isinstance(reply, _Fault):
+        logger.error("fault in a decoder", extra={"fields": {"error": reply.error, "at": reply.at}})
+        raise DecoderFault(f"{reply.error} in a decoder")
+    return reply
+
+
+def image_of(read: Decoded, files: Sequence[Uploaded]) -> Image:
+    said = read.said
+    affine = np.array(said.affine).reshape(4, 4)
+    geometry = Geometry(said.shape[1:], affine, said.unit, said.frame_of_reference)
+    return Image(read.pixels, geometry, _source(said.source, read.padding, files))
+
+
+def _source(said: _Raster | _Nifti | _Dicom, padding: NDArray[np.bool_] | None, files: Sequence[Uploaded]) -> Source:
+    if isinstance(said, _Raster):
+        from medae.io.raster import RasterSource
+
+        return RasterSource(said.format, said.dtype, said.orientation)
+    if isinstance(said, _Nifti):
+        from medae.io.nifti import NiftiSource
+
+        return NiftiSource(header=bytes.fromhex(said.header))
+    from medae.io.dicom import DicomSource
+
+    if sorted(index for index, _ in said.origins) != list(range(len(files))):
+        raise DecoderFault("a decoder made headers up")
+    datasets = tuple(_header(files[index], size) for index, size in said.origins)
+    return DicomSource("dicom", datasets, padding, said.origins)
+
+
+def _header(file: Uploaded, size: int) -> "Dataset":
+    """The header of a DICOM file, as the decoder has read it. Raises UnreadableImage or UnsupportedImage."""
+    from medae.io.dicom_file import read_dataset
+
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            return read_dataset(BytesIO(stream.read(size)), pixels=False)
+    return read_dataset(BytesIO(file[:size]), pixels=False)

@@ -1,0 +1,198 @@
+"""One decoder: a child process that turns files into pixels, and the packets by which it is asked.
+
+A picture is a program for a decoder written in C. So it runs in a process of its own that has nothing: no socket of the
+service, no torch, no file that was not there before it (it may write none), little time and memory. The kernel ends it
+with its parent, however that dies, and it leaves neither messages nor a core file.
+
+A packet names where a header begins in the anonymous file (memfd) that comes with it: first blobs, pixels or the files
+of the request, then the header in JSON. Nothing of it has a name on a disk, and a crash leaves nothing.
+What comes back from here is judged in decoding.py as if an attacker had sent it.
+"""
+
+import ctypes
+import fcntl
+import json
+import math
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+READY = b"ready"
+PACKET = struct.Struct(">Q")
+PACKET_ERROR = struct.error
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+"""Of every packet's file: nobody changes it any more, so that a reader may map it."""
+
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
+_OPEN_FILES = 64
+_OUT_OF_MEMORY = 3
+
+
+def pack(header: dict[str, Any], blobs: Sequence[Any] = ()) -> tuple[int, int]:
+    """A sealed file, its descriptor, and where its header begins."""
+    file = os.memfd_create("medae", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        begin = sum(_write(file, blob) for blob in blobs)
+        _write(file, json.dumps(header).encode())
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(file)
+        raise
+    return file, begin
+
+
+def _write(file: int, blob: Any) -> int:
+    rest = memoryview(blob).cast("B")
+    size = len(rest)
+    while rest:  # the kernel takes 2 GB at once at most
+        rest = rest[os.write(file, rest) :]
+    return size
+
+
+def send(channel: socket.socket, header: dict[str, Any], blobs: Sequence[Any] = ()) -> None:
+    """One packet; the file is the receiver's alone afterwards."""
+    file, begin = pack(header, blobs)
+    try:
+        socket.send_fds(channel, [PACKET.pack(begin)], [file])
+    finally:
+        os.close(file)
+
+
+def receive(channel: socket.socket) -> tuple[bytes, int | None]:
+    """The next packet and its file, which the caller closes; (b"", None) when the other side is gone."""
+    try:
+        body, files, _, _ = socket.recv_fds(channel, 64, 1, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        return b"", None
+    return body, files[0] if files else None
+
+
+def main(order: dict[str, Any]) -> None:
+    """The child: confined first, then ready; answers until its parent closes the channel."""
+    _confine(order["parent"], order["memory"])
+    from medae.io import DEFAULT_LIMITS
+    from medae.io.dicom_decoder import decode_here
+
+    decode_here()  # this process is a child already
+    limits = DEFAULT_LIMITS.model_validate(order["limits"])
+    _warm_up()
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    with socket.socket(fileno=sys.stdin.fileno()) as channel:
+        channel.send(READY)
+        while True:
+            body, file = receive(channel)
+            if file is None:
+                return
+            _grant_seconds(order["seconds"])
+            header, blobs = answer(*_question(file, *PACKET.unpack(body)), limits)
+            send(channel, header, blobs)
+            del header, blobs
+
+
+def _confine(parent: int, memory: int) -> None:
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the first call
+        raise SystemExit("the parent is gone")
+    # whoever stops the service tells all its processes; requests are finished first, and need us
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # one byte, not none: the kernel hands a core to a collecting program even at a limit of 0, but not at 1 (core(5))
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))  # packets' files count, too
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+
+
+def _grant_seconds(seconds: float) -> None:
+    """Of processor time, for the next image: should the parent's clock ever fail."""
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used + seconds) + 1, hard))
+
+
+def _warm_up() -> None:
+    """Imports what the first request would wait for."""
+    import imagecodecs
+    import nibabel.nifti2
+    import tifffile
+
+    import medae.io.dicom
+    import medae.io.nifti
+    import medae.io.raster
+
+    for codec in ("png_decode", "deflate_encode", "deflate_decode", "jpeg8_decode", "gzip_decode"):
+        getattr(imagecodecs, codec)
+    assert tifffile and nibabel.nifti2 and medae.io.dicom and medae.io.nifti and medae.io.raster
+
+
+def _question(file: int, begin: int) -> tuple[list[Path | bytes], bool]:
+    """The files of a request, and whether their samples are label numbers."""
+    with os.fdopen(file, "rb") as stream:
+        stream.seek(begin)
+        header = json.loads(stream.read())
+        stream.seek(0)
+        files = [Path(at) if isinstance(at, str) else stream.read(at) for at in header["files"]]
+    return files, header["labels"]
+
+
+def answer(files: Sequence[Path | bytes], as_labels: bool, limits: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Header and blobs of the answer: the image, why it was refused, or which fault of ours it met."""
+    from medae.errors import InputError
+    from medae.io import read_image, read_labels
+
+    try:
+        image = (read_labels if as_labels else read_image)(files[0] if len(files) == 1 else files, limits=limits)
+        return _described(image)
+    except InputError as error:
+        return {"kind": "refused", "code": error.code, "detail": str(error)}, []
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY)  # no more is known about what lies in memory
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}:{last.lineno}"
+        return {"kind": "fault", "error": type(error).__name__, "at": place}, []
+
+
+def _described(image: Any) -> tuple[dict[str, Any], list[Any]]:
+    """The image without its pixels, as plain data; and its pixels."""
+    import numpy as np
+
+    from medae.io.dicom import DicomSource
+    from medae.io.nifti import NiftiSource
+    from medae.io.raster import RasterSource
+
+    blobs = [np.ascontiguousarray(image.pixels)]
+    source = image.source
+    said: dict[str, Any] = {"format": source.format}
+    if isinstance(source, RasterSource):
+        said |= {"dtype": source.dtype, "orientation": source.orientation}
+    elif isinstance(source, NiftiSource):
+        said["header"] = source.header.hex()
+    elif isinstance(source, DicomSource):
+        said |= {"origins": source.origins, "padding": source.padding is not None}
+        if source.padding is not None:
+            blobs.append(np.ascontiguousarray(source.padding))
+    geometry = image.geometry
+    header = {
+        "kind": "image",
+        "shape": image.pixels.shape,
+        "dtype": image.pixels.dtype.name,
+        "affine": geometry.affine.ravel().tolist(),
+        "unit": geometry.unit,
+        "frame_of_reference": geometry.frame_of_reference,
+        "source": said,
+    }
+    return header, blobs
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
