@@ -13,11 +13,11 @@ from PIL import Image as Picture
 
 from medae.io.answer import Label
 from medae.package import ModelPackage
-from medae.predictor import Predictor
 from medae.tasks import Anomaly, Restoration, Segmentation
 from medae_service.app import create_app, paths
+from medae_service.engine import Engine
 from medae_service.logs import JsonLines
-from medae_service.models import Models
+from medae_service.models import Models, Served, Shelf, Stored, weights_bytes
 from medae_service.security import door
 from medae_service.settings import WorkerSettings
 from tests.conftest import untrained_package
@@ -86,12 +86,18 @@ class Broken:
         raise self.error
 
 
+def served(package: ModelPackage, engine: Engine | None = None, shelf: Shelf | None = None) -> Served:
+    """A package as a worker serves it, on the CPU."""
+    stored = Stored(package.digest, weights_bytes(package), lambda: package, "cpu")
+    return Served(package, stored, engine or Engine(), shelf or Shelf())
+
+
 def client_of(*packages: ModelPackage, predictor: Any = None, raise_errors: bool = True, **settings: Any) -> TestClient:
     """The app behind its door, as a worker runs it, without BentoML."""
     chosen = WorkerSettings(**settings)
-    models = Models()
+    models, engine = Models(), Engine()
     for package in packages:
-        models.add(package, predictor or Predictor(package, device="cpu"))
+        models.add(package, predictor or served(package, engine))
     app = create_app(chosen, models)
     return TestClient(
         door(app, chosen, paths(app)), base_url="http://localhost:3000", raise_server_exceptions=raise_errors

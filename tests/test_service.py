@@ -19,9 +19,8 @@ from medae.calibration import Calibration
 from medae.errors import UnfitImage
 from medae.predictor import Predictor
 from medae_service.answering import wanted_form
-from medae_service.app import DeviceQueue, create_app, paths
+from medae_service.app import create_app, paths
 from medae_service.models import Models
-from medae_service.problems import Refusal
 from medae_service.security import door
 from medae_service.settings import WorkerSettings
 from tests.service_parts import (
@@ -153,7 +152,9 @@ def test_openapi_names_every_route_and_parameter(client: TestClient) -> None:
         assert path == "/" or path in document["paths"]
     for path, operations in document["paths"].items():
         for parameter in operations.get("post", {}).get("parameters", []):
-            value = {"model": "none-such", "output": "none-such", "threshold": "none-such"}[parameter["name"]]
+            value = {"model": "none-such", "output": "none-such", "threshold": "none-such", "noise": "-1"}[
+                parameter["name"]
+            ]
             response = client.post(path, params={parameter["name"]: value}, files=PNG)
             assert response.status_code in (400, 404) and "unknown or repeated" not in response.text
 
@@ -170,57 +171,6 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
 # waiting
 
 
-def test_one_runs_some_wait_and_more_are_sent_away() -> None:
-    running, most = 0, 0
-    release = threading.Event()
-
-    def work() -> int:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        release.wait(10)
-        running -= 1
-        return 1
-
-    async def scenario() -> tuple[list[int], Refusal]:
-        queue = DeviceQueue(waiting=3)
-        tasks = [asyncio.create_task(queue.run(work)) for _ in range(4)]
-        await asyncio.sleep(0.05)
-        with pytest.raises(Refusal) as refused:
-            await queue.run(work)
-        tasks[3].cancel()  # one that waits gives up: its place is free again
-        await asyncio.sleep(0.05)
-        tasks.append(asyncio.create_task(queue.run(work)))
-        release.set()
-        done = await asyncio.gather(*tasks[:3], tasks[4])
-        await queue.run(work)
-        return done, refused.value
-
-    done, refused = asyncio.run(scenario())
-    assert done == [1, 1, 1, 1] and most == 1
-    assert refused.status == 429 and refused.headers is not None and int(refused.headers["Retry-After"]) >= 1
-
-
-def test_an_abandoned_request_holds_its_place_until_its_thread_is_done() -> None:
-    order: list[str] = []
-    begun = threading.Event()
-
-    def long() -> None:
-        begun.set()
-        threading.Event().wait(0.3)
-        order.append("first ended")
-
-    async def scenario() -> None:
-        queue = DeviceQueue(waiting=3)
-        abandoned = asyncio.create_task(queue.run(long))
-        await asyncio.to_thread(begun.wait)
-        abandoned.cancel()
-        await queue.run(lambda: order.append("second ran"))
-
-    asyncio.run(scenario())
-    assert order == ["first ended", "second ran"]
-
-
 def test_the_service_answers_while_a_model_runs() -> None:
     begun, release = threading.Event(), threading.Event()
 
@@ -230,7 +180,7 @@ def test_the_service_answers_while_a_model_runs() -> None:
             release.wait(10)
             raise UnfitImage("done")
 
-    chosen = WorkerSettings(waiting=0)
+    chosen = WorkerSettings(computing=1, waiting=0)
     models = Models()
     models.add(segmenter(), Slow())
     app = create_app(chosen, models)

@@ -64,7 +64,9 @@ def test_bad_queries_say_what_is_allowed(client: TestClient, query: str, named: 
 
 
 def test_parameters_of_other_tasks_are_refused_before_the_upload(client: TestClient) -> None:
-    assert "model, output" in problem(client.post("/v1/restore?threshold=0.5"), 400, "bad-call")
+    assert "model, output, noise" in problem(client.post("/v1/restore?threshold=0.5"), 400, "bad-call")
+    assert "leave `noise` out" in problem(client.post("/v1/restore?noise=25"), 400, "bad-call")
+    assert "above 0" in problem(client.post("/v1/restore?noise=inf"), 400, "bad-call")
     problem(client.post("/v1/restore?output=probabilities"), 400, "bad-call")
 
 

@@ -1,7 +1,9 @@
-"""From the files of one request to its answer; runs on a worker thread. No arithmetic on images, no defaults here."""
+"""From one image to its answer; runs on a worker thread. No arithmetic on images, no defaults here."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal, get_args
@@ -11,12 +13,13 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from medae.answers import Output, answer_files, check_output, summary
-from medae.errors import UsageError
-from medae.io import read_image
+from medae.errors import MedaeError, UsageError
+from medae.image import Image
 from medae.io.answer import AnswerFile
-from medae.io.guard import Limits
+from medae_service import metrics
+from medae_service.engine import Ticket
 from medae_service.models import Endpoint, Model
-from medae_service.uploads import Uploaded
+from medae_service.problems import Refusal
 
 STEM = "image"
 """Of every answer's name: what the client calls its file may name a patient."""
@@ -29,7 +32,7 @@ ZIP = "application/zip"
 
 PARAMETERS: dict[Endpoint, tuple[str, ...]] = {
     "segment": ("model", "output", "threshold"),
-    "restore": ("model", "output"),
+    "restore": ("model", "output", "noise"),
     "score": ("model", "output", "threshold"),
 }
 OUTPUTS: tuple[Output, ...] = get_args(Output)
@@ -42,11 +45,14 @@ class Question:
     model: str | None
     output: Output
     threshold: float | None
+    noise: float | None = None
 
     def require_fit(self, model: Model) -> None:
-        """Raises UsageError for an output or a threshold that this model does not know; before any upload."""
+        """Raises UsageError for what this model does not know; before any upload."""
         check_output(self.output, model.package)
         model.card.task.check_threshold(self.threshold)
+        if self.noise is not None:  # no task knows it by now
+            raise UsageError(f"the model {model.card.name} finds the noise by itself; leave `noise` out")
 
 
 def parse_query(query: QueryParams, endpoint: Endpoint) -> Question:
@@ -61,16 +67,34 @@ def parse_query(query: QueryParams, endpoint: Endpoint) -> Question:
     output = next((name for name in OUTPUTS if name == wanted), None)
     if output is None:
         raise UsageError(f"output is one of {', '.join(OUTPUTS)}; the request asks for something else")
-    return Question(query.get("model"), output, _threshold(query.get("threshold")))
+    return Question(query.get("model"), output, _threshold(query.get("threshold")), _noise(query.get("noise")))
+
+
+def refuse_mask(model: Model) -> Refusal:
+    """What a request with a mask hears: no task takes one by now."""
+    return Refusal(422, "unknown-field", f"the model {model.card.name} takes no mask; send the image alone")
+
+
+def _noise(text: str | None) -> float | None:
+    if text is None:
+        return None
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise UsageError("noise is a number above 0: the noise's standard deviation in the image's own values")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _threshold(text: str | None) -> float | None:
     if text is None:
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 < value < 1:
         raise UsageError("threshold is a number between 0 and 1, such as 0.5")
     return value
@@ -100,21 +124,57 @@ def _quality(parameters: Sequence[str]) -> float:
     return 1.0
 
 
-def answer(
-    model: Model, files: Sequence[Uploaded], question: Question, *, form: Form, request_id: str, limits: Limits
-) -> Response:
-    """Read, predict, write. Raises InputError for the image, UsageError for the question."""
-    image = read_image(files[0] if len(files) == 1 else files, limits=limits)
-    prediction = model.predictor(image, threshold=question.threshold, probabilities=question.output == "probabilities")
-    answered: list[AnswerFile] = []
-    if question.output != "summary":
-        answered = answer_files(prediction, model.package, stem=STEM, original=image, output=question.output)
-    made = [file for file in answered if file.name != SUMMARY]  # ours has the request's id
-    facts = summary(prediction, id=request_id, files=made)
-    response = _response(made, facts, "zip" if form == "file" and len(answered) > 1 else form)
-    response.headers["X-Medae-Model"] = f"{model.card.name}@{model.package.digest}"
-    response.headers["X-Medae-Gate"] = (facts["gate"] or {}).get("verdict", "none")
+@dataclass(frozen=True)
+class Answer:
+    """Of one image."""
+
+    files: Sequence[AnswerFile]
+    facts: dict[str, Any]
+    """The summary."""
+    single: bool
+    """The file alone is the whole answer."""
+
+    @property
+    def gate(self) -> str:
+        return str((self.facts["gate"] or {}).get("verdict", "none"))
+
+
+def compute(model: Model, image: Image, question: Question, *, stem: str, id: str, ticket: Ticket) -> Answer:
+    """Predict and write. Raises InputError for the image, UsageError for the question, Abandoned, Refusal (503)."""
+    probabilities = question.output == "probabilities"
+    prediction = model.predictor(image, threshold=question.threshold, probabilities=probabilities, ticket=ticket)
+    with metrics.stage("answer"):
+        written: list[AnswerFile] = []
+        if question.output != "summary":
+            written = answer_files(prediction, model.package, stem=stem, original=image, output=question.output)
+        made = [file for file in written if file.name != f"{stem}_summary.json"]  # ours has the request's id
+        answer = Answer(made, summary(prediction, id=id, files=made), single=len(written) == 1)
+    metrics.answered(model.card.name, 200, answer.gate)
+    return answer
+
+
+@contextmanager
+def counted(model: Model) -> Iterator[None]:
+    """One image that is asked of a model; counts it where it fails."""
+    try:
+        yield
+    except (MedaeError, Refusal) as error:
+        metrics.answered(model.card.name, error.status)
+        raise
+    except Exception:
+        metrics.answered(model.card.name, 500)
+        raise
+
+
+def respond(answer: Answer, model: Model, form: Form) -> Response:
+    """The answer in the form that the client wants."""
+    response = _response(answer.files, answer.facts, "zip" if form == "file" and not answer.single else form)
+    response.headers.update(model_headers(model, answer.gate))
     return response
+
+
+def model_headers(model: Model, gate: str) -> dict[str, str]:
+    return {"X-Medae-Model": f"{model.card.name}@{model.package.digest}", "X-Medae-Gate": gate}
 
 
 def _response(made: Sequence[AnswerFile], facts: dict[str, Any], form: Form) -> Response:

@@ -1,15 +1,13 @@
-"""The ASGI app that owns `/`, /openapi.json and /v1: routes, and one queue in front of the device.
+"""The ASGI app that owns `/`, /openapi.json and /v1: routes, and the way of a request through them.
 
 Needs no BentoML: it takes its models by argument, and the same app is mounted into the service and called by tests.
 """
 
 import asyncio
-import math
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import TypeVar
 
 from starlette.applications import Starlette
@@ -19,30 +17,48 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from medae.errors import MedaeError
-from medae_service import limits
-from medae_service.answering import answer, parse_query, wanted_form
+from medae.image import Image
+from medae.io import read_image
+from medae_service import items, limits
+from medae_service.admission import Admission
+from medae_service.answering import (
+    STEM,
+    Answer,
+    Form,
+    Question,
+    compute,
+    counted,
+    parse_query,
+    respond,
+    wanted_form,
+)
 from medae_service.description import openapi, page
-from medae_service.models import Endpoint, Models
+from medae_service.engine import Ticket
+from medae_service.metrics import stage
+from medae_service.models import ENDPOINTS, Endpoint, Model, Models
 from medae_service.problems import Refusal, on_fault, on_http_exception, on_medae_error, on_refusal, request_id_of
 from medae_service.settings import WorkerSettings
-from medae_service.uploads import uploaded_files
+from medae_service.uploads import Uploaded, uploaded_files
 
 T = TypeVar("T")
 
+Read = Callable[[Sequence[Uploaded]], Awaitable[Image]]
+"""The files of one image, decoded. Raises InputError, and Refusal."""
 
-def create_app(settings: WorkerSettings, models: Models) -> Starlette:
-    """The app, without its door (medae_service.security.door)."""
-    doors = _Doors(settings, models)
+
+def create_app(settings: WorkerSettings, models: Models, read: Read | None = None) -> Starlette:
+    """The app, without its door (medae_service.security.door). Without `read`, images are decoded in this process."""
+    doors = _Doors(settings, models, read or partial(_read_here, settings))
+    paths: dict[str, Endpoint] = {name: name for name in ENDPOINTS.values()} | {"denoise": "restore"}
     routes = [
-        Route("/v1/segment", partial(doors.ask, endpoint="segment"), methods=["POST"]),
-        Route("/v1/restore", partial(doors.ask, endpoint="restore"), methods=["POST"]),
-        Route("/v1/denoise", partial(doors.ask, endpoint="restore"), methods=["POST"]),
-        Route("/v1/score", partial(doors.ask, endpoint="score"), methods=["POST"]),
+        *(Route(f"/v1/{path}", partial(doors.ask, endpoint=end), methods=["POST"]) for path, end in paths.items()),
+        *(Route(f"/v1/tiles/{path}", partial(doors.ask_each, endpoint=end), methods=["POST"])
+          for path, end in paths.items()),
         Route("/v1/models", doors.list_models),
         Route("/v1/limits", doors.limits),
         Route("/openapi.json", doors.openapi),
         Route("/", doors.page),
-    ]
+    ]  # fmt: skip
     handlers = {
         MedaeError: on_medae_error,
         Refusal: on_refusal,
@@ -57,75 +73,50 @@ def paths(app: Starlette) -> list[str]:
     return [route.path for route in app.routes if isinstance(route, Route)]
 
 
-class DeviceQueue:
-    """One request at a time on the device, first come first served; a bounded number waits.
+async def _read_here(settings: WorkerSettings, files: Sequence[Uploaded]) -> Image:
+    return await asyncio.to_thread(read_image, files[0] if len(files) == 1 else files, limits=settings.limits)
 
-    A thread cannot be stopped: a request that is given up while it runs holds the device until its thread is done, so
-    that two never run at once. One that is given up while it waits leaves at once.
-    """
 
-    def __init__(self, waiting: int) -> None:
-        self._waiting = waiting
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._lock = Lock()
-        self._held = 0
-        self._seconds = 0.0
+@dataclass(frozen=True)
+class _Asked:
+    """What a request wants, apart from its files."""
 
-    def require_room(self) -> None:
-        """Raises Refusal (429) when as many wait as may; the time to retry follows from the last request's."""
-        if self._held > self._waiting:
-            seconds = max(1, math.ceil(self._held * self._seconds))
-            raise Refusal(
-                429,
-                "busy",
-                f"{self._waiting} requests are waiting already; try again in {seconds} s",
-                {"Retry-After": str(seconds)},
-            )
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """What `work` gives. Raises Refusal (429), and what `work` raises."""
-        self.require_room()
-        self._count(1)
-        job = self._device.submit(self._timed, work)
-        job.add_done_callback(lambda _: self._count(-1))
-        return await asyncio.wrap_future(job)
-
-    def _count(self, change: int) -> None:
-        with self._lock:  # a job ends on the device's thread
-            self._held += change
-
-    def _timed(self, work: Callable[[], T]) -> T:
-        begin = time.monotonic()
-        try:
-            return work()
-        finally:
-            self._seconds = time.monotonic() - begin
+    model: Model
+    question: Question
+    form: Form
+    id: str
 
 
 class _Doors:
     """The routes' handlers."""
 
-    def __init__(self, settings: WorkerSettings, models: Models) -> None:
+    def __init__(self, settings: WorkerSettings, models: Models, read: Read) -> None:
         self._settings = settings
         self._models = models
-        self._queue = DeviceQueue(settings.waiting)
+        self._read = read
+        self._admission = Admission(
+            computing=settings.computing, waiting=settings.waiting, seconds=settings.compute_seconds
+        )
 
     async def ask(self, request: Request, endpoint: Endpoint) -> Response:
-        question = parse_query(request.query_params, endpoint)
-        model = self._models.choose(endpoint, question.model)
-        question.require_fit(model)
-        self._queue.require_room()  # before the body is read, and again after it
-        async with uploaded_files(request, self._settings) as files:
-            work = partial(
-                answer,
-                model,
-                files,
-                question,
-                form=wanted_form(request.headers.get("accept", "*/*")),
-                request_id=request_id_of(request),
-                limits=self._settings.limits,
-            )
-            return await self._queue.run(work)
+        """One image, one answer."""
+        asked = self._understand(request, endpoint)
+        async with AsyncExitStack() as stack:
+            files = await self._receive(request, stack)
+            finish = partial(respond, model=asked.model, form=asked.form)
+
+            async def work(ticket: Ticket) -> Response:
+                return await self._answer(asked, files, ticket, STEM, asked.id, finish)
+
+            return await self._admission.run(request, work)
+
+    async def ask_each(self, request: Request, endpoint: Endpoint) -> Response:
+        """Many images, each with its own answer."""
+        asked = self._understand(request, endpoint)
+        async with AsyncExitStack() as stack:
+            files = await self._receive(request, stack)
+            items.require_few(len(files), self._settings.request_items)
+            return await self._admission.run(request, partial(self._each, asked, files), items.GRACE_SECONDS)
 
     async def list_models(self, request: Request) -> Response:
         return JSONResponse({"models": [model.describe() for model in self._models.all()]})
@@ -138,3 +129,56 @@ class _Doors:
 
     async def page(self, request: Request) -> Response:
         return HTMLResponse(page())
+
+    def _understand(self, request: Request, endpoint: Endpoint) -> _Asked:
+        """All that can be refused before the body is read."""
+        question = parse_query(request.query_params, endpoint)
+        model = self._models.choose(endpoint, question.model)
+        question.require_fit(model)
+        self._admission.require_room()  # and again after the body
+        return _Asked(model, question, wanted_form(request.headers.get("accept", "*/*")), request_id_of(request))
+
+    async def _receive(self, request: Request, stack: AsyncExitStack) -> list[Uploaded]:
+        """The request's files; they stay until the stack is left."""
+        with stage("upload"):
+            return await stack.enter_async_context(uploaded_files(request, self._settings))
+
+    async def _answer(
+        self,
+        asked: _Asked,
+        files: Sequence[Uploaded],
+        ticket: Ticket,
+        stem: str,
+        id: str,
+        finish: Callable[[Answer], T],
+    ) -> T:
+        """From the files of one image to what `finish` makes of its answer, in one of the places to compute."""
+        async with self._admission.slot(ticket):
+            with counted(asked.model):
+                with stage("decode"):
+                    image = await self._read(files)
+
+                def work() -> T:
+                    made = compute(asked.model, image, asked.question, stem=stem, id=id, ticket=ticket)
+                    return finish(made)
+
+                return await self._admission.in_thread(work)
+
+    async def _each(self, asked: _Asked, files: Sequence[Uploaded], ticket: Ticket) -> Response:
+        async def one(index: int) -> items.Item:
+            stem = items.stem_of(index)
+            return await items.item_of(
+                self._answer(asked, [files[index]], ticket, stem, f"{asked.id}-{index}", lambda made: made), asked.id
+            )
+
+        collected = items.Collected(asked.id, asked.model, zipped=asked.form != "json", spool=self._settings.spool)
+        at_once = max(1, self._admission.computing // 2)
+        try:
+            answers = items.in_order(len(files), one, at_once=at_once, ticket=ticket, request_id=asked.id)
+            async with aclosing(answers):
+                async for item in answers:
+                    await asyncio.to_thread(collected.add, item)
+        except BaseException:
+            collected.close()
+            raise
+        return collected.respond()

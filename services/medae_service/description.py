@@ -14,6 +14,10 @@ SUMMARIES: dict[str, tuple[Endpoint, str]] = {
     "/v1/restore": ("restore", "The image without its noise, in the input's own format and place"),
     "/v1/denoise": ("restore", "The same as /v1/restore, by its common name"),
     "/v1/score": ("score", "How unlike the model's normal images this one is, and where"),
+    "/v1/tiles/segment": ("segment", "Labels for each of many images, each with its own status"),
+    "/v1/tiles/restore": ("restore", "Each of many images without its noise, each with its own status"),
+    "/v1/tiles/denoise": ("restore", "The same as /v1/tiles/restore, by its common name"),
+    "/v1/tiles/score": ("score", "The score of each of many images, each with its own status"),
 }
 PAGES = {
     "/v1/models": "The models served here",
@@ -45,6 +49,11 @@ _TYPES: dict[str, dict[str, Any]] = {
         "exclusiveMinimum": 0,
         "exclusiveMaximum": 1,
         "description": "segment: a probability; score: a target false-positive rate",
+    },
+    "noise": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "description": "the noise's standard deviation, for a model that is to be told it",
     },
 }
 

@@ -1,12 +1,20 @@
-"""The models of this process, and which of them answers a request."""
+"""The models of this process, which of them answers a request, and whose weights are in memory."""
 
-from dataclasses import dataclass
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import Condition
 from typing import Any, Literal, Protocol
 
+from medae.backends import Backend, open_backend
 from medae.errors import UnknownModel, UsageError
 from medae.image import Image
 from medae.package import Card, ModelPackage
-from medae.predictor import Prediction
+from medae.predictor import Prediction, Predictor
+from medae_service.engine import LOOK_SECONDS, Engine, Network, SharedBackend, Ticket
+from medae_service.problems import Refusal
 
 Endpoint = Literal["segment", "restore", "score"]
 ENDPOINTS: dict[str, Endpoint] = {"segmentation": "segment", "restoration": "restore", "anomaly": "score"}
@@ -14,9 +22,11 @@ ENDPOINTS: dict[str, Endpoint] = {"segmentation": "segment", "restoration": "res
 
 
 class Predicts(Protocol):
-    """A medae.Predictor, or what stands for one in a test."""
+    """A Served, or what stands for one in a test."""
 
-    def __call__(self, image: Image, *, threshold: float | None, probabilities: bool) -> Prediction: ...
+    def __call__(
+        self, image: Image, *, threshold: float | None, probabilities: bool, ticket: Ticket | None
+    ) -> Prediction: ...
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class Model:
     """A package and the predictor made of it."""
 
     package: ModelPackage
+    """Without its weights: they are where the back end wants them."""
     predictor: Predicts
 
     @property
@@ -58,7 +69,7 @@ class Models:
         self._models: dict[str, Model] = {}
 
     def add(self, package: ModelPackage, predictor: Predicts) -> None:
-        self._models[package.card.name] = Model(package, predictor)
+        self._models[package.card.name] = Model(replace(package, weights={}), predictor)
 
     def all(self) -> list[Model]:
         return list(self._models.values())
@@ -84,6 +95,129 @@ class Models:
                 f"the model {name} is for {self._models[name].endpoint}, not {endpoint}; for {endpoint}: {listed}"
             )
         return self._models[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Where a model's network comes from when it is needed again."""
+
+    digest: str
+    bytes: int
+    """Of its weights."""
+    load: Callable[[], ModelPackage]
+    device: str = "auto"
+    open: Callable[[ModelPackage, str], Backend] = open_backend
+
+    def network(self) -> Network:
+        """Its weights, on the device. Raises Refusal (503) when the package is not there any more as it was."""
+        try:
+            package = self.load()
+        except UsageError:
+            package = None
+        if package is None or package.digest != self.digest:
+            raise Refusal(503, "not-ready", "the package of this model was changed; the service must be restarted")
+        return Network.of(self.open(package, self.device), package.card)
+
+
+class Shelf:
+    """The networks in memory, their weights within a budget: what was asked least lately is put away first.
+
+    A network stays while a request uses it. Those who need one that does not fit wait in line, and whoever comes later
+    waits behind them, so that a model in demand does not shut out another.
+    """
+
+    def __init__(self, memory_bytes: int | None = None) -> None:
+        self._memory = math.inf if memory_bytes is None else memory_bytes
+        self._changed = Condition()
+        self._networks: dict[Stored, Network] = {}  # least lately used first
+        self._users: Counter[Stored] = Counter()
+        self._line: deque[object] = deque()
+
+    def loaded(self, stored: Stored) -> bool:
+        return stored in self._networks
+
+    def has_room(self, stored: Stored) -> bool:
+        """Without putting another one away."""
+        return sum(other.bytes for other in self._networks) + stored.bytes <= self._memory
+
+    @contextmanager
+    def use(self, stored: Stored, ticket: Ticket) -> Iterator[Network]:
+        """Its network, loaded if need be. Raises Abandoned and Refusal (503)."""
+        network = self._take(stored, ticket)
+        try:
+            yield network
+        finally:
+            with self._changed:
+                self._users[stored] -= 1
+                self._changed.notify_all()
+
+    def _take(self, stored: Stored, ticket: Ticket) -> Network:
+        place = object()
+        with self._changed:
+            self._line.append(place)
+            try:
+                while self._line[0] is not place or not self._make_room(stored):
+                    ticket.check()
+                    self._changed.wait(LOOK_SECONDS)
+                network = self._networks.pop(stored, None) or stored.network()
+                self._networks[stored] = network
+                self._users[stored] += 1
+                return network
+            finally:
+                self._line.remove(place)
+                self._changed.notify_all()
+
+    def _make_room(self, stored: Stored) -> bool:
+        """Whether it is there or fits by now; puts away what nobody uses."""
+        if stored in self._networks:
+            return True
+        for other in list(self._networks):
+            if self.has_room(stored):
+                break
+            if not self._users[other]:
+                del self._networks[other]
+        return self.has_room(stored)
+
+
+class Served:
+    """A model as all requests share it: stands for its Predictor, with the engine for a back end."""
+
+    def __init__(self, package: ModelPackage, stored: Stored, engine: Engine, shelf: Shelf) -> None:
+        self._package = replace(package, weights={})
+        self._stored = stored
+        self._engine = engine
+        self._shelf = shelf
+
+    def __call__(
+        self, image: Image, *, threshold: float | None = None, probabilities: bool = False, ticket: Ticket | None = None
+    ) -> Prediction:
+        """As Predictor's. Runs on the caller's thread, but for the tiles. Raises Abandoned and Refusal (503), too."""
+        ticket = ticket or Ticket()
+        ticket.check()
+        with self._shelf.use(self._stored, ticket) as network, self._engine.at_work():
+            predictor = Predictor(self._package, backend=SharedBackend(self._engine, network, ticket))
+            return predictor(image, threshold=threshold, probabilities=probabilities)
+
+    def warm_up(self) -> None:
+        """Load the weights, if there is room, and run the network once: the first request is as fast as the others."""
+        if self._shelf.loaded(self._stored) or self._shelf.has_room(self._stored):
+            with self._shelf.use(self._stored, Ticket()) as network:
+                self._engine.test(network)
+
+
+def weights_bytes(package: ModelPackage) -> int:
+    """What its weights take in memory."""
+    return sum(weight.nbytes for weight in package.weights.values())
+
+
+def require_memory(packages: list[ModelPackage], memory_bytes: int | None) -> None:
+    """Raises UsageError for a package that is larger than the budget for all of them."""
+    for package in packages:
+        if memory_bytes is not None and weights_bytes(package) > memory_bytes:
+            raise UsageError(
+                f"the weights of {package.card.name} take {weights_bytes(package)} bytes, and model_memory_bytes is "
+                f"{memory_bytes}; allow more"
+            )
 
 
 def require_unique(packages: list[ModelPackage]) -> None:

@@ -7,13 +7,15 @@ import ctypes
 import importlib
 import os
 import signal
+from functools import partial
 
 import bentoml
 from starlette.types import ASGIApp
 
 from medae_service import logs
 from medae_service.app import create_app, paths
-from medae_service.models import Models
+from medae_service.engine import Engine
+from medae_service.models import Models, Served, Shelf, Stored, weights_bytes
 from medae_service.security import door
 from medae_service.settings import worker_settings
 
@@ -23,6 +25,12 @@ READERS = ("imagecodecs", "tifffile", "nibabel", "medae.io.dicom", "medae.io.dic
 
 settings = worker_settings()
 models = Models()
+engine = Engine(
+    batch_tiles=settings.batch_tiles,
+    batch_seconds=settings.batch_milliseconds / 1000,
+    waiting_tiles=settings.waiting_tiles,
+    stuck_seconds=settings.compute_seconds,
+)
 app = create_app(settings, models)
 BENTOML_PATHS = logs.HEALTH | {"/metrics", "/docs.json", "/schema.json"}
 
@@ -43,6 +51,14 @@ class Medae:
         for reader in READERS:
             importlib.import_module(reader)
         logs.configure()
+
+    async def __is_ready__(self) -> bool:
+        """BentoML asks for /readyz: a tiny forward, now; never again true after the device has failed."""
+        return await engine.ready()
+
+    async def __is_alive__(self) -> bool:
+        """BentoML asks for /livez: false only where nothing but another process helps."""
+        return not engine.broken
 
 
 medae_service = bentoml.service(
@@ -66,14 +82,19 @@ def _die_with_parent() -> None:
 
 
 def _load_models() -> None:
+    """Every package is read and checked; the weights of as many as fit stay in memory, and are run once."""
     from medae.backends.torch import keep_heap
     from medae.package import load
-    from medae.predictor import Predictor
 
     keep_heap()
+    shelf = Shelf(settings.model_memory_bytes)
     for name in settings.packages:
         package = load(name)
-        models.add(package, Predictor(package, device=_device()))
+        stored = Stored(package.digest, weights_bytes(package), partial(load, name), _device())
+        served = Served(package, stored, engine, shelf)
+        models.add(package, served)
+        del package  # its weights are read once more for the device, and never held twice for longer
+        served.warm_up()
 
 
 def _device() -> str:
