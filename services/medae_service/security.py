@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medae.errors import LimitExceeded
+from medae_service import metrics
 from medae_service.logs import HEALTH, Journal
 from medae_service.problems import Refusal, refuse
 from medae_service.settings import WorkerSettings
@@ -171,7 +172,9 @@ class BodyLimit:
         async def counted_receive() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
+            came = len(message.get("body", b""))
+            metrics.UPLOAD_BYTES.inc(came)
+            received += came
             if received > self.limit:
                 raise LimitExceeded(self._reason())
             return message
