@@ -12,7 +12,7 @@ from functools import partial
 import bentoml
 from starlette.types import ASGIApp
 
-from medae_service import logs
+from medae_service import logs, metrics
 from medae_service.app import create_app, paths
 from medae_service.engine import Engine
 from medae_service.models import Models, Served, Shelf, Stored, weights_bytes
@@ -47,6 +47,7 @@ class Medae:
 
     def __init__(self) -> None:
         _die_with_parent()
+        metrics.forget_the_dead()
         _load_models()
         for reader in READERS:
             importlib.import_module(reader)
