@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -34,6 +34,7 @@ from medae_service.answering import (
 )
 from medae_service.description import openapi, page
 from medae_service.engine import Ticket
+from medae_service.logs import CLIENT_GONE
 from medae_service.metrics import stage
 from medae_service.models import ENDPOINTS, Endpoint, Model, Models
 from medae_service.problems import Refusal, on_fault, on_http_exception, on_medae_error, on_refusal, request_id_of
@@ -63,6 +64,7 @@ def create_app(settings: WorkerSettings, models: Models, read: Read | None = Non
         MedaeError: on_medae_error,
         Refusal: on_refusal,
         HTTPException: on_http_exception,
+        ClientDisconnect: _on_client_left,
         Exception: on_fault,
     }
     return Starlette(routes=routes, exception_handlers=handlers)
@@ -71,6 +73,11 @@ def create_app(settings: WorkerSettings, models: Models, read: Read | None = Non
 def paths(app: Starlette) -> list[str]:
     """All paths that the app answers."""
     return [route.path for route in app.routes if isinstance(route, Route)]
+
+
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    """For the log: nobody reads it."""
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _read_here(settings: WorkerSettings, files: Sequence[Uploaded]) -> Image:
@@ -141,7 +148,7 @@ class _Doors:
     async def _receive(self, request: Request, stack: AsyncExitStack) -> list[Uploaded]:
         """The request's files; they stay until the stack is left."""
         with stage("upload"):
-            return await stack.enter_async_context(uploaded_files(request, self._settings))
+            return (await stack.enter_async_context(uploaded_files(request, self._settings))).files
 
     async def _answer(
         self,
