@@ -179,6 +179,20 @@ def test_one_page_has_the_numbers_of_all_workers(service: Running) -> None:
     assert {key[1] for key in found if key[0] == "medae_requests_total"} <= {"/v1/denoise", "/metrics", "/livez", "-"}
 
 
+def test_every_stage_of_a_request_is_measured(service: Running) -> None:
+    before = read(service)
+    assert httpx.post(f"{service.url}/v1/denoise", files={"file": png()}).status_code == 200
+    after = read(service)
+    for stage in metrics.STAGES:
+        assert after["medae_stage_seconds_count", stage] > before["medae_stage_seconds_count", stage], stage
+    assert after["medae_batch_size_count",] > before.get(("medae_batch_size_count",), 0)
+    images, verdicts = ("medae_images_total", "denoiser", "200"), ("medae_gate_verdicts_total", "denoiser", "none")
+    assert after[images] == before[images] + 1
+    assert after[verdicts] == before[verdicts] + 1
+    entry = [json.loads(line) for line in service.log.read_text().splitlines() if '"path": "/v1/denoise"' in line][-1]
+    assert set(entry["stages_ms"]) >= {"upload", "decode", "answer"}
+
+
 def test_a_killed_workers_counts_stay(service: Running) -> None:
     before = read(service)["medae_requests_total", "/v1/denoise", "200"]
     killed = service.children()[0]
