@@ -1,4 +1,6 @@
 from . import errors as errors
+from .client import AsyncClient as AsyncClient
+from .client import Client as Client
 from .evaluation import evaluate as evaluate
 from .experiment import Experiment as Experiment
 from .image import Geometry as Geometry

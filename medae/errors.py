@@ -12,8 +12,10 @@
     │   ├── SettingsError       a configuration that does not hold
     │   ├── PackageError        a model package that is damaged, too new or of another kind
     │   ├── UnknownModel        no such package
-    │   └── OutputError         the output cannot be written
-    └── TrainingError           training cannot go on; exit 1
+    │   ├── OutputError         the output cannot be written
+    │   └── AccessDenied        the service does not know this token, or the token may not do this
+    ├── TrainingError           training cannot go on; exit 1
+    └── ServiceError            the service cannot be reached, stayed busy or failed; exit 1
 
 A message says what came, what is allowed and what to do. It never holds a patient's data: no file content, no tag
 values, no file names. Whoever knows the name of an item (command line, results table) puts it beside the message.
@@ -26,9 +28,9 @@ from typing import ClassVar
 class MedaeError(Exception):
     """The root of the tree."""
 
-    code: ClassVar[str] = "error"
-    """Stable, for programs: in results tables and in problem+json."""
-    status: ClassVar[int] = 500
+    code: str = "error"
+    """Stable, for programs: in results tables and in problem+json. The client's errors carry the service's code."""
+    status: int = 500
     """HTTP status of the answer."""
     exit_code: ClassVar[int] = 1
     """Exit code of the command line."""
@@ -114,7 +116,21 @@ class OutputError(UsageError):
     status = 507
 
 
+class AccessDenied(UsageError):
+    """The service does not know this token, or the token may not do this."""
+
+    code = "access-denied"
+    status = 403
+
+
 class TrainingError(MedaeError):
     """Training cannot go on."""
 
     code = "training-failed"
+
+
+class ServiceError(MedaeError):
+    """The service cannot be reached, stayed busy, or failed."""
+
+    code = "service-failed"
+    status = 502

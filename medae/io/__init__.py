@@ -24,6 +24,7 @@ __all__ = [
     "AnswerFile",
     "Label",
     "Limits",
+    "encode_image",
     "encode_labels",
     "encode_labels_nifti",
     "encode_map",
@@ -101,6 +102,19 @@ def write_image(image: Image, path: str | PathLike[str]) -> None:
     else:
         raise OutputError("images are written as .png, .tif, .tiff, .nii or .nii.gz; the path ends otherwise")
     write_files([AnswerFile(target.name, "application/octet-stream", data)], target.parent)
+
+
+def encode_image(image: Image) -> bytes:
+    """An image as one file of its own, whatever its source: a picture of unknown size as TIFF, else as NIfTI.
+
+    What is read back has the same pixels in the same place. Raises OutputError for pixels that the format cannot hold.
+    """
+    from medae.io import nifti, raster
+
+    # a fresh source: the header or the turn of the file that the image came from belongs to that file
+    pixels = image.pixels.view("uint8") if image.pixels.dtype == bool else image.pixels
+    plain = Image(pixels, image.geometry)
+    return raster.encode_as_tiff(plain) if image.geometry.unit == "px" else nifti.encode(plain, compress=False)
 
 
 def encode_labels(labels: Image, *, stem: str, labels_info: Sequence[Label], algorithm: Algorithm) -> list[AnswerFile]:

@@ -1,0 +1,48 @@
+"""Questions to the service: a path, parameters and a form."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from medae.client.answer import ZIP
+from medae.client.form import TASKS, Form, Source, Task, parts_of
+from medae.errors import UsageError
+
+if TYPE_CHECKING:
+    from medae.answers import Output
+
+
+@dataclass(frozen=True)
+class Question:
+    path: str
+    form: Form | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """For httpx's `stream`, apart from the body."""
+        if self.form is None:
+            return {"method": "GET", "url": self.path}
+        headers = {**self.form.headers, "Accept": ZIP}
+        return {"method": "POST", "url": self.path, "params": self.params, "headers": headers}
+
+
+def _params(task: Task, model: str | None, output: "Output", threshold: float | None) -> dict[str, str]:
+    """Raises UsageError for an unknown task; the service checks the rest."""
+    if task not in TASKS:
+        raise UsageError(f"a service is asked to {', '.join(TASKS)}")
+    given = {"model": model, "output": output, "threshold": threshold}
+    return {name: str(value) for name, value in given.items() if value not in (None, "default")}
+
+
+def ask(task: Task, source: Source, model: str | None, output: "Output", threshold: float | None) -> Question:
+    return Question(f"/v1/{task}", Form(parts_of(source)), _params(task, model, output, threshold))
+
+
+def ask_each(
+    task: Task, sources: Iterable[Source], model: str | None, output: "Output", threshold: float | None
+) -> Question:
+    """Raises UsageError also for an image of several files: in one request, each file is an image."""
+    parts = [parts_of(source) for source in sources]
+    if any(len(files) != 1 for files in parts):
+        raise UsageError("in one request each image is one file; ask `many` for series")
+    return Question(f"/v1/tiles/{task}", Form([part for (part,) in parts]), _params(task, model, output, threshold))
