@@ -20,22 +20,17 @@ from medae.data.cases import CaseList, read_cases, with_labels
 from medae.errors import InputError, UnfitImage, UsageError
 from medae.image import Image
 from medae.io.answer import AnswerFile, write_files
-from medae.metrics.detection import auroc, average_precision, trivial_statistics
+from medae.metrics.detection import NORMAL, TRIVIAL, auroc, average_precision, trivial_statistics
 from medae.metrics.fidelity import psnr, ssim
 from medae.metrics.overlap import dice, iou
 from medae.package import ModelPackage
 from medae.predictor import Predictor
 from medae.preparation import Intensity, Preparation
 from medae.record import recording
+from medae.report import Gallery, report_file
 from medae.tasks import Anomaly, Restoration, Segmentation, TaskConfig
 
 logger = logging.getLogger(__name__)
-
-NORMAL = "normal"
-"""The label of a case that shows nothing abnormal."""
-
-TRIVIAL = ("intensity_mean", "intensity_std", "sharpness")
-"""What every anomaly score is reported beside."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +86,8 @@ def evaluate(
     """Measure a model.
 
     cases: data, of which `split` is taken; loaded cases; the path of a CSV list (its test split, or all where it has
-    no splits); None: the data of the package's own experiment. out: where cases.csv, metrics.json and run.json go.
-    watch: called after each case.
+    no splits); None: the data of the package's own experiment. out: where cases.csv, metrics.json, report.html and
+    run.json go. watch: called after each case.
 
     segmentation: Dice and IoU of each label and their mean. restoration: PSNR and SSIM of the output and of the input,
     against the target or, where the task has a corruption, of the clean image after that corruption, seeded by the
@@ -106,8 +101,12 @@ def evaluate(
     task = predictor.package.card.task
     with recording(out, "evaluate", digests={"package": predictor.package.digest}) as run:
         results: list[CaseResult] = []
+        gallery = Gallery(predictor.package)
         for index, (case, read) in enumerate(_to_read(predictor.package, cases, split)):
-            results.append(_result(predictor, case, read, index))
+            result, images = _result(predictor, case, read, index)
+            results.append(result)
+            if out is not None and images:
+                gallery.see(result, images)
             if results[-1].reason is None:
                 run.done(case.id)
             else:
@@ -117,7 +116,10 @@ def evaluate(
             raise UsageError(f"there are no cases to evaluate on (split {split}); name others")
         evaluation = Evaluation(tuple(results), summarise(task, results))
         if out is not None:
-            write_files(_files(evaluation), out)
+            report = report_file(
+                predictor.package, results, evaluation.metrics, gallery, cases=_described(cases, split)
+            )
+            write_files([*_files(evaluation), report], out)
     return evaluation
 
 
@@ -191,11 +193,21 @@ def _own_data(package: ModelPackage) -> Data:
     return data
 
 
-def _result(predictor: Predictor, case: Case, read: Callable[[], LoadedCase], index: int) -> CaseResult:
+def _described(cases: Data | Iterable[LoadedCase] | Path | None, split: Split) -> str:
+    """Where the cases came from, for the report."""
+    if cases is None or isinstance(cases, Data):
+        return f"{split} cases of {'its own experiment' if cases is None else 'the given data'}"
+    return f"cases of {cases.name}" if isinstance(cases, Path) else "cases given by a program"
+
+
+def _result(
+    predictor: Predictor, case: Case, read: Callable[[], LoadedCase], index: int
+) -> tuple[CaseResult, Mapping[str, Image]]:
     try:
-        return CaseResult(case.id, case.label, measure(predictor, read(), index).values)
+        measured = measure(predictor, read(), index)
     except InputError as error:
-        return CaseResult(case.id, case.label, {}, str(error))
+        return CaseResult(case.id, case.label, {}, str(error)), {}
+    return CaseResult(case.id, case.label, measured.values), measured.images
 
 
 def _measure_labels(predictor: Predictor, loaded: LoadedCase, task: Segmentation) -> Measured:

@@ -6,6 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+NORMAL = "normal"
+"""The label of a case that shows nothing abnormal."""
+
+TRIVIAL = ("intensity_mean", "intensity_std", "sharpness")
+"""The trivial statistics by name: what every anomaly score is reported beside."""
+
 
 def auroc(scores: ArrayLike, anomalous: Sequence[bool]) -> float:
     """Area under the ROC curve: how often an anomalous image scores above a normal one; ties count half.

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from medae.data import Case, LoadedCase, Split
 from medae.data.patches import Patches, PreparedCase
 from medae.errors import InputError, SettingsError, UnfitImage
-from medae.evaluation import NORMAL
 from medae.experiment import Experiment
 from medae.image import Image
+from medae.metrics.detection import NORMAL
 from medae.preparation import Prepared
 from medae.record import Run
 from medae.resample import resample_onto

@@ -13,8 +13,9 @@ from medae.backends.torch import TorchBackend
 from medae.calibration import FEWEST_REFERENCES, Calibration
 from medae.data import Case
 from medae.errors import InputError
-from medae.evaluation import TRIVIAL, CaseResult, Measured, headline, measure, summarise
+from medae.evaluation import CaseResult, Measured, headline, measure, summarise
 from medae.experiment import Experiment
+from medae.metrics.detection import TRIVIAL
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
 from medae.tasks import Anomaly
