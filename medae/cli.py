@@ -122,7 +122,7 @@ def evaluate(
         typer.Argument(help="A CSV list of cases; without one, the test cases of its experiment.", show_default=False),
     ] = None,
 ) -> None:
-    """Measure a model on cases with known answers; leaves report.html, metrics.json, cases.csv and run.json under OUT."""
+    """Measure a model on cases with known answers; leaves report.html, metrics.json, cases.csv, run.json under OUT."""
     from medae.batch.local import require_writable
     from medae.evaluation import evaluate
     from medae.package import load
