@@ -257,7 +257,8 @@ def test_nobody_there_and_somebody_else_there(pauses: list[float]) -> None:
 
 def test_every_code_of_ours_comes_back_as_its_error() -> None:
     def kinds(kind: type[errors.MedaeError]) -> Iterator[type[errors.MedaeError]]:
-        yield kind
+        if kind.__module__ == "medae.errors":  # a reader has kinds of its own of some of them
+            yield kind
         for child in kind.__subclasses__():
             yield from kinds(child)
 
