@@ -1,5 +1,6 @@
 """Who may come in at the HTTP door, and that nothing about a patient gets out."""
 
+import ast
 import io
 import json
 import logging
@@ -9,14 +10,21 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 
+from medae.errors import InputError, MedaeError, OutputError, UnknownModel, UsageError
+from medae.io.guard import Limits
+from medae_service import security
 from medae_service.app import paths
 from medae_service.description import openapi
 from medae_service.logs import HEALTH
-from medae_service.security import NEEDED, host_name
+from medae_service.problems import CODES
+from medae_service.security import NEEDED, door, host_name
+from medae_service.settings import WorkerSettings
 from medae_service.tokens import SCOPES, Scope, digest_of, new
 from tests.service_parts import (
     CANARY,
+    FORM,
     PNG,
     TestClient,
     client_of,
@@ -193,6 +201,82 @@ def test_web_sockets_are_closed(client: TestClient) -> None:
 
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/segment"):
         pass
+
+
+# problems
+
+
+def raised_in(path: Path) -> Iterator[tuple[int, str]]:
+    """Status and code of every Refusal that a file raises with both written out."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refusal":
+            status, code = node.args[:2]
+            if isinstance(status, ast.Constant) and isinstance(code, ast.Constant):
+                yield int(status.value), str(code.value)
+
+
+def test_the_table_has_every_problem() -> None:
+    folder = Path(security.__file__).parent
+    raised = {pair for path in folder.glob("*.py") for pair in raised_in(path)}
+    assert {(401, "no-token"), (429, "busy"), (408, "upload-timeout")} <= raised
+    assert raised <= {(code.status, name) for name, code in CODES.items()}
+
+
+@pytest.mark.parametrize("error", [InputError, *InputError.__subclasses__(), UsageError, UnknownModel, OutputError])
+def test_the_table_has_every_error_about_images_and_calls(error: type[MedaeError]) -> None:
+    assert CODES[error.code].status == error.status
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 413, 422, 429, 500, 502, 503, 504])
+def test_what_others_say_about_an_error_is_not_passed_on(status: int) -> None:
+    """BentoML and Starlette quote the request in their errors; what a program needs of them stays."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = {"Allow": "GET", "Retry-After": "7", "X-Said": CANARY, "Set-Cookie": CANARY}
+        await PlainTextResponse(f"cannot read {CANARY}", status, headers)(scope, receive, send)
+
+    response = TestClient(door(app, WorkerSettings(), ["/x"]), base_url="http://localhost").get("/x")
+    body = response.json()
+    assert response.status_code == body["status"] == status
+    assert body["code"] in CODES
+    assert body["instance"] == f"urn:uuid:{response.headers['x-request-id']}"
+    assert (response.headers["allow"], response.headers["retry-after"]) == ("GET", "7")
+    assert int(response.headers["content-length"]) == len(response.content)
+    assert CANARY not in response.text + str(response.headers)
+
+
+def test_an_overload_says_when_to_try_again() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("busy", 503)(scope, receive, send)
+
+    client = TestClient(door(app, WorkerSettings(), ["/x"]), base_url="http://localhost")
+    assert int(client.get("/x").headers["retry-after"]) > 0
+
+
+# limits
+
+
+def test_limits_are_those_that_hold() -> None:
+    limits = Limits(pixels=1000)
+    with client_of(segmenter(), upload_bytes=5000, upload_files=2, limits=limits) as client:
+        said = client.get("/v1/limits").json()
+        assert said["upload"] == {"bytes": 5000, "files": 2, "seconds": 300}
+        assert said["image"]["pixels"] == 1000
+        assert {"png", "dicom"} <= set(said["formats"])
+        assert set(said["outputs"]) >= {"default", "summary"}
+        assert set(said["parameters"]["segment"]) >= {"model", "output", "threshold"}
+        assert "limit" in problem(client.post("/v1/segment", content=b"x" * 5001, headers=FORM), 413, "limit-exceeded")
+        problem(client.post("/v1/segment", files={"file": png(40, 40)}), 413, "limit-exceeded")
+        assert client.post("/v1/segment", files={"file": png(20, 20)}).status_code == 200
+        three = [("file", png(20, 20))] * 3
+        problem(client.post("/v1/segment", files=three), 413, "limit-exceeded")
+
+
+def test_limits_tell_no_secret(tmp_path: Path) -> None:
+    token = new(tmp_path / "tokens", "one", ["models"])
+    with client_of(segmenter(), token_file=tmp_path / "tokens", spool=tmp_path) as client:
+        said = client.get("/v1/limits", headers={"Authorization": f"Bearer {token}"}).text
+    assert token not in said and str(tmp_path) not in said
 
 
 # silence
