@@ -167,7 +167,10 @@ def test_no_port_but_ours_is_open(service: Running) -> None:
     inodes = set()
     for pid in [service.process.pid, *service.children()]:
         for name in Path(f"/proc/{pid}/fd").iterdir():
-            target = os.readlink(name)
+            try:
+                target = os.readlink(name)
+            except FileNotFoundError:  # closed by now
+                continue
             if target.startswith("socket:["):
                 inodes.add(target[8:-1])
     listening = set()

@@ -36,8 +36,9 @@ class Admission:
 
     def require_room(self) -> None:
         """Raises Refusal (429) when as many wait as may; the time to retry follows from the last request's."""
-        if len(self._places) >= self.computing + self._waiting:
-            seconds = max(1, math.ceil(len(self._places) * self._lasted / self.computing))
+        held = sum(not task.done() for task in self._places)
+        if held >= self.computing + self._waiting:
+            seconds = max(1, math.ceil(held * self._lasted / self.computing))
             raise Refusal(
                 429,
                 "busy",

@@ -70,11 +70,6 @@ def parse_query(query: QueryParams, endpoint: Endpoint) -> Question:
     return Question(query.get("model"), output, _threshold(query.get("threshold")), _noise(query.get("noise")))
 
 
-def refuse_mask(model: Model) -> Refusal:
-    """What a request with a mask hears: no task takes one by now."""
-    return Refusal(422, "unknown-field", f"the model {model.card.name} takes no mask; send the image alone")
-
-
 def _noise(text: str | None) -> float | None:
     if text is None:
         return None

@@ -18,7 +18,7 @@ from medae.errors import UsageError
 from medae.package import load, shipped
 from medae.settings import load_settings, validate_settings
 from medae_service import tokens
-from medae_service.models import require_unique
+from medae_service.models import require_memory, require_unique
 from medae_service.security import is_loopback
 from medae_service.settings import CONFIG_VARIABLE, ServiceSettings, WorkerSettings
 
@@ -67,7 +67,9 @@ def resolve(settings: ServiceSettings) -> WorkerSettings:
     names = settings.packages or tuple(shipped())
     if not names:
         raise UsageError("no model to serve; give the folder of a package, such as the one that `medae train` made")
-    require_unique([load(name) for name in names])
+    packages = [load(name) for name in names]
+    require_unique(packages)
+    require_memory(packages, settings.model_memory_bytes)
     host = _address(settings.host)
     if settings.token_file is not None:
         tokens.check(settings.token_file)

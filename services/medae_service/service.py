@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from medae_service import logs, metrics
 from medae_service.app import create_app, paths
+from medae_service.decoding import Decoders
 from medae_service.engine import Engine
 from medae_service.models import Models, Served, Shelf, Stored, weights_bytes
 from medae_service.security import door
@@ -31,7 +32,8 @@ engine = Engine(
     waiting_tiles=settings.waiting_tiles,
     stuck_seconds=settings.compute_seconds,
 )
-app = create_app(settings, models)
+decoders = Decoders(settings)  # starts nothing by itself
+app = create_app(settings, models, decoders.read)
 BENTOML_PATHS = logs.HEALTH | {"/metrics", "/docs.json", "/schema.json"}
 
 
@@ -48,10 +50,16 @@ class Medae:
     def __init__(self) -> None:
         _die_with_parent()
         metrics.forget_the_dead()
+        decoders.start()
         _load_models()
         for reader in READERS:
             importlib.import_module(reader)
         logs.configure()
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # BentoML is not typed
+    def close(self) -> None:
+        """After the last answer."""
+        decoders.close()
 
     async def __is_ready__(self) -> bool:
         """BentoML asks for /readyz: a tiny forward, now; never again true after the device has failed."""
