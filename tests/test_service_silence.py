@@ -40,16 +40,8 @@ TRACES = tuple(
 TOKEN = "a-token-for-tests-0123456789"
 ROUTES = ("/v1/segment", "/v1/restore", "/v1/denoise", "/v1/score", "/v1/tiles/restore", "/v1/tiles/segment")
 NO_ROUTES = (f"/v1/{NAME}", f"/{PATIENT}/{UID}", f"/v1/restore/{NAME}", "/metrics", "/v1/models")
-QUERIES = (
-    "",
-    "",
-    "?output=summary",
-    "?output=overlay",
-    f"?model={NAME}",
-    f"?{NAME}=1",
-    f"?output={NAME}",
-    f"?threshold={NAME}",
-)
+QUERIES = ("",) * 6 + ("?output=summary", "?output=overlay")
+NO_QUERIES = (f"?model={NAME}", f"?{NAME}=1", f"?output={NAME}", f"?threshold={NAME}", f"?noise={NAME}")
 ACCEPTS = ("*/*", "application/json", "application/zip", f"image/{NAME}")
 
 
@@ -154,7 +146,7 @@ class Said:
 def ask(client: httpx.Client, number: int, made: list[bytes], said: Said) -> None:
     """One request; the number decides which."""
     draw = random.Random(number)
-    body, query = made[number % len(made)], draw.choice(QUERIES)
+    body, query = made[number % len(made)], draw.choice(QUERIES if draw.random() < 0.8 else NO_QUERIES)
     route = draw.choice(ROUTES if draw.random() < 0.8 else NO_ROUTES)
     headers = {
         "X-Patient": PATIENT,
