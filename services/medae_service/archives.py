@@ -109,7 +109,11 @@ class _Meted:
         self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= self._most:
+        if size < 0:  # zipfile reads the last bytes so
+            at = self.tell()
+            size = self.seek(0, 2) - at
+            self.seek(at)
+        if size > self._most:
             raise LimitExceeded("the zip's table of contents is too long; send fewer files at once")
         return self._stream.read(size)
 
