@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SMALL = 1 << 24
-"""Bytes that are mapped at once, page by page only above."""
+_SMALL = 1 << 22
+"""Bytes that are sooner copied than mapped; a mapping also holds a descriptor, and there may be many tiles."""
 
 DType = Literal[
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"
@@ -135,10 +135,13 @@ def judged(body: bytes, file: int, *, most: int, most_header: int) -> "Decoded |
 
 
 def _mapped(said: _Answer, file: int, size: int) -> Decoded:
-    at_once = mmap.MAP_POPULATE if size <= _SMALL else 0
-    # private: kernels before 6.7 share no file that is sealed against writing
-    memory = mmap.mmap(file, size, mmap.MAP_PRIVATE | at_once, mmap.PROT_READ)
-    raw = np.frombuffer(memory, np.uint8)
+    raw: NDArray[np.uint8]
+    if size <= _SMALL:
+        raw = np.empty(size, np.uint8)
+        if os.preadv(file, [raw], 0) != size:
+            raise Breach
+    else:  # private: kernels before 6.7 share no file that is sealed against writing
+        raw = np.frombuffer(mmap.mmap(file, size, mmap.MAP_PRIVATE, mmap.PROT_READ), np.uint8)
     stored, outside = raw[: said.pixel_bytes], raw[said.pixel_bytes :]
     # a bool that is neither 0 nor 1 is not to come into being
     values = stored != 0 if said.dtype == "bool" else stored.view(said.dtype)

@@ -181,8 +181,10 @@ class _Child:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it was ready once and is dead now."""
-        return self._is_ready and self.started.result().process.poll() is not None
+        """Whether it was started and is dead now."""
+        if not self.started.done() or self.started.exception() is not None:
+            return False  # `ready` tells
+        return self.started.result().process.poll() is not None
 
     async def ready(self) -> None:
         """Raises DecoderFault where it does not become so."""

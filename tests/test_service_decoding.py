@@ -1,0 +1,549 @@
+"""The pool of decoders: the same images as here, whatever happens to a decoder, and whatever one sends."""
+
+import asyncio
+import gzip
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image as Picture
+from pydicom.data import get_testdata_files
+
+from medae.errors import InputError, LimitExceeded, SeriesError, UnreadableImage, UnsupportedImage
+from medae.image import Image
+from medae.io import read_image, read_labels, write_image
+from medae.io.dicom import DicomSource
+from medae_service import decoder
+from medae_service.decoded import Breach, Decoded, DecoderFault, image_of, judged, require_pixels
+from medae_service.decoding import PATIENCE, Decoders
+from medae_service.problems import Refusal
+from medae_service.settings import WorkerSettings
+from medae_service.uploads import Uploaded
+from tests.dicom_made import sample
+from tests.service_parts import png, recorded_log
+
+T = TypeVar("T")
+SERIES = [Path(name) for name in sorted(get_testdata_files("dicomdirtests/98892001/CT5N/*"))]
+
+
+def run(work: Callable[[Decoders], Coroutine[Any, Any, T]], **settings: Any) -> T:
+    """What `work` gives with one decoder, or as many as it says."""
+
+    async def scenario() -> T:
+        decoders = Decoders(WorkerSettings(**{"decoders": 1} | settings))
+        try:
+            return await work(decoders)
+        finally:
+            decoders.close()
+
+    return asyncio.run(scenario())
+
+
+def read_all(*requests: Sequence[Uploaded]) -> list[Image]:
+    async def work(decoders: Decoders) -> list[Image]:
+        return [await decoders.read(files) for files in requests]
+
+    return run(work)
+
+
+def children(count: int = 1) -> list[psutil.Process]:
+    """The decoders of this process, once they are there."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found = [child for child in psutil.Process().children() if decoder.__name__ in child.cmdline()]
+        if len(found) == count:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"not {count} decoders")
+
+
+def decode_limit(error: BaseException) -> None:
+    assert isinstance(error, Refusal)
+    assert (error.status, error.code) == (422, "decode-limit")
+
+
+async def refused(reading: Awaitable[Image]) -> None:
+    with pytest.raises(Refusal) as caught:
+        await reading
+    decode_limit(caught.value)
+
+
+# the same images
+
+
+def picture(kind: str, pixels: np.ndarray, **options: Any) -> bytes:
+    target = BytesIO()
+    Picture.fromarray(pixels).save(target, kind, **options)
+    return target.getvalue()
+
+
+def rotated_jpeg() -> bytes:
+    exif = Picture.Exif()
+    exif[274] = 6
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 31, 3), np.uint8)
+    return picture("JPEG", pixels, exif=exif)
+
+
+def written(image: Image, folder: Path, name: str) -> bytes:
+    write_image(image, folder / name)
+    return (folder / name).read_bytes()
+
+
+@pytest.fixture
+def pictures(tilted_volume: Image, tmp_path: Path) -> list[bytes]:
+    rng = np.random.default_rng(0)
+    stack = Image.from_picture(rng.random((17, 23, 4), np.float32), spacing_mm=(0.001, 0.002))
+    return [
+        png(),
+        picture("PNG", rng.integers(0, 256, (9, 5, 4), np.uint8)),
+        picture("PNG", rng.integers(0, 65536, (9, 5), np.uint16)),
+        rotated_jpeg(),
+        written(stack, tmp_path, "stack.tif"),
+        written(tilted_volume, tmp_path, "volume.nii.gz"),
+        written(tilted_volume, tmp_path, "volume.nii"),
+    ]
+
+
+def same(one: Image, other: Image) -> None:
+    assert one.pixels.dtype == other.pixels.dtype
+    np.testing.assert_array_equal(one.pixels, other.pixels)
+    assert not one.pixels.flags.writeable
+    np.testing.assert_array_equal(one.geometry.affine, other.geometry.affine)
+    assert (one.geometry.shape, one.geometry.unit) == (other.geometry.shape, other.geometry.unit)
+    assert one.geometry.frame_of_reference == other.geometry.frame_of_reference
+    assert type(one.source) is type(other.source)
+    if not isinstance(one.source, DicomSource):
+        assert one.source == other.source
+        return
+    assert isinstance(other.source, DicomSource)
+    assert one.source.datasets == other.source.datasets
+    assert one.source.origins == other.source.origins
+    for mine, its in zip(one.source.datasets, other.source.datasets, strict=True):
+        assert getattr(mine, "file_meta", None) == getattr(its, "file_meta", None)
+        assert mine.original_encoding == its.original_encoding
+    assert (one.source.padding is None) == (other.source.padding is None)
+    if one.source.padding is not None:
+        np.testing.assert_array_equal(one.source.padding, other.source.padding)
+
+
+def test_pictures_and_volumes_are_the_same_as_here(pictures: list[bytes]) -> None:
+    for read, data in zip(read_all(*[[data] for data in pictures]), pictures, strict=True):
+        same(read, read_image(data))
+
+
+def test_a_series_in_any_order_has_its_headers(tmp_path: Path) -> None:
+    data = [path.read_bytes() for path in reversed(SERIES)]
+    spooled = [tmp_path / f"{index}" for index in range(len(data))]
+    for path, content in zip(spooled, data, strict=True):
+        path.write_bytes(content)
+    mixed: list[Uploaded] = [*spooled[:2], *data[2:]]
+    expected = read_image(mixed)
+    assert len(SERIES) > 3 and expected.geometry.frame_of_reference
+    for read in read_all(mixed, list(data)):
+        same(read, expected)
+
+
+def test_every_dicom_sample_is_read_or_refused_as_here() -> None:
+    """Compressed ones, big-endian ones, ones without preamble or with broken headers."""
+    files = [Path(name) for name in get_testdata_files("*.dcm") if Path(name).stat().st_size < 1 << 16]
+    assert len(files) > 50
+
+    async def work(decoders: Decoders) -> int:
+        read = 0
+        for path in files:
+            try:
+                expected = read_image(path)
+            except InputError as error:
+                with pytest.raises(type(error).__mro__[0] if type(error).__module__ == "medae.errors" else InputError):
+                    await decoders.read([path.read_bytes()])
+                continue
+            same(await decoders.read([path]), expected)
+            read += 1
+        return read
+
+    assert run(work) > 20
+
+
+def test_padding_and_compressed_pixels_come_along() -> None:
+    padded, compressed = sample("CT_small.dcm"), sample("MR_small_jp2klossless.dcm")
+    for read, path in zip(read_all([padded], [compressed]), (padded, compressed), strict=True):
+        same(read, read_image(path))
+
+
+def test_labels_are_read_as_numbers() -> None:
+    palette = Picture.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3), "P")
+    palette.putpalette([10, 20, 30] * 6)
+    target = BytesIO()
+    palette.save(target, "PNG", bits=4)
+
+    async def work(decoders: Decoders) -> tuple[Image, Image]:
+        data = [target.getvalue()]
+        return await decoders.read(data, as_labels=True), await decoders.read(data)
+
+    labels, colours = run(work)
+    same(labels, read_labels(target.getvalue()))
+    assert labels.channels == 1 and colours.channels == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "error"),
+    [
+        ([b""], UnreadableImage),
+        ([png()[:60]], UnreadableImage),
+        ([b"%PDF-1.4"], UnsupportedImage),
+        ([png(), png()], SeriesError),
+        ([gzip.compress(b"x" * 600)], UnsupportedImage),
+    ],
+)
+def test_refusals_are_the_same_as_here(files: list[bytes], error: type[InputError]) -> None:
+    with pytest.raises(error) as here:
+        read_image(files if len(files) > 1 else files[0])
+    with pytest.raises(error) as there:
+        read_all(files)
+    assert str(there.value) == str(here.value)
+
+
+def test_the_limits_are_the_services() -> None:
+    async def work(decoders: Decoders) -> Image:
+        return await decoders.read([png()])
+
+    with pytest.raises(LimitExceeded):
+        run(work, limits={"pixels": 100})
+
+
+def test_more_requests_than_decoders_wait_their_turn() -> None:
+    async def work(decoders: Decoders) -> list[Image]:
+        return await asyncio.gather(*[decoders.read([png(seed=seed)]) for seed in range(40)])
+
+    for seed, image in enumerate(run(work, decoders=2)):
+        np.testing.assert_array_equal(image.pixels, read_image(png(seed=seed)).pixels)
+
+
+# limits, crashes, and who waits no more
+
+
+def bomb(rows: int) -> bytes:
+    """A sound TIFF that decodes to rows x rows bytes, of a few kilobytes a megabyte."""
+    import tifffile
+
+    target = BytesIO()
+    plane = np.zeros((rows, rows), np.uint8)
+    tifffile.imwrite(target, plane, compression="zlib", rowsperstrip=64, maxworkers=1)
+    return target.getvalue()
+
+
+def test_who_needs_too_much_memory_is_refused_and_the_next_is_read() -> None:
+    large = bomb(9000)
+
+    async def work(decoders: Decoders) -> tuple[int, int]:
+        await decoders.read([png()])
+        (before,) = children()
+        await refused(decoders.read([large]))
+        same(await decoders.read([png()]), read_image(png()))
+        (after,) = children()
+        return before.pid, after.pid
+
+    before, after = run(work, decode_memory_bytes=320 << 20)
+    assert before != after
+    same(read_all([large])[0], read_image(large))  # it is not the file
+
+
+def test_who_takes_too_long_is_refused_and_the_next_is_read() -> None:
+    async def work(decoders: Decoders) -> None:
+        await decoders.read([png()])
+        os.kill(children()[0].pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        await refused(decoders.read([png()]))
+        assert 0.9 < time.monotonic() - begin < 3
+        same(await decoders.read([png()]), read_image(png()))
+
+    run(work, decode_seconds=1)
+
+
+def test_a_crash_costs_one_request() -> None:
+    async def work(decoders: Decoders) -> None:
+        await decoders.read([png()])
+        (child,) = children()
+        child.suspend()
+        hit = asyncio.create_task(decoders.read([png()]))
+        behind = asyncio.create_task(decoders.read([png()]))
+        await asyncio.sleep(0.1)
+        child.kill()
+        await refused(hit)
+        same(await behind, read_image(png()))
+
+    run(work)
+
+
+def test_a_decoder_that_died_while_idle_costs_none() -> None:
+    async def work(decoders: Decoders) -> None:
+        for _ in range(3):
+            await decoders.read([png()])
+            for child in children(2):
+                child.kill()
+            await asyncio.sleep(0.05)
+        same(await decoders.read([png()]), read_image(png()))
+
+    run(work, decoders=2)
+
+
+def test_who_leaves_frees_the_decoder() -> None:
+    async def work(decoders: Decoders) -> None:
+        await decoders.read([png()])
+        (child,) = children()
+        child.suspend()
+        left = asyncio.create_task(decoders.read([png()]))
+        behind = asyncio.create_task(decoders.read([png()]))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        begin = time.monotonic()
+        same(await behind, read_image(png()))
+        assert time.monotonic() - begin > PATIENCE / 2
+        assert children()[0].pid != child.pid
+
+    run(work)
+
+
+def test_who_leaves_shortly_before_the_end_costs_no_decoder() -> None:
+    async def work(decoders: Decoders) -> None:
+        await decoders.read([png()])
+        (child,) = children()
+        for _ in range(5):
+            left = asyncio.create_task(decoders.read([png(900, 900)]))
+            await asyncio.sleep(0.002)
+            left.cancel()
+        waiting = asyncio.create_task(decoders.read([png()]))
+        await asyncio.sleep(0)
+        waiting.cancel()  # while it waits for its turn
+        same(await decoders.read([png()]), read_image(png()))
+        assert children() == [child]
+
+    run(work)
+
+
+def test_nothing_is_left_behind() -> None:
+    async def work(decoders: Decoders) -> None:
+        process = psutil.Process()
+        await decoders.read([png()])
+        open_files = process.num_fds()
+        memory = process.memory_info().rss
+        for size in (300, 2500) * 5:  # copied, and mapped
+            await decoders.read([png(size, size)])
+        await asyncio.sleep(0.01)  # the event loop forgets the last one
+        assert process.num_fds() == open_files
+        assert process.memory_info().rss - memory < 64 << 20
+        (child,) = children()
+        assert child.num_fds() == 3
+
+    run(work)
+    assert not [child for child in psutil.Process().children() if decoder.__name__ in child.cmdline()]
+
+
+# what a decoder has, and has not
+
+
+def test_a_decoder_has_nothing_of_the_service() -> None:
+    async def work(decoders: Decoders) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.set_inheritable(True)
+            await decoders.read([png()])
+            (child,) = children()
+            links = {name: os.readlink(f"/proc/{child.pid}/fd/{name}") for name in os.listdir(f"/proc/{child.pid}/fd")}
+        assert links.pop("0").startswith("socket:")
+        assert set(links.values()) == {"/dev/null"}
+        assert not child.net_connections("inet")
+        maps = Path(f"/proc/{child.pid}/maps").read_text()
+        assert "imagecodecs" in maps and "torch" not in maps
+
+    run(work)
+
+
+def test_a_decoder_is_confined() -> None:
+    async def work(decoders: Decoders) -> None:
+        await decoders.read([png()])
+        (child,) = children()
+        assert child.rlimit(psutil.RLIMIT_AS) == (1 << 30, 1 << 30)
+        assert child.rlimit(psutil.RLIMIT_FSIZE) == (1 << 30, 1 << 30)
+        assert child.rlimit(psutil.RLIMIT_CORE) == (1, 1)
+        assert child.rlimit(psutil.RLIMIT_NPROC) == (0, 0)
+        assert 5 < child.rlimit(psutil.RLIMIT_CPU)[0] < 30
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        assert "NoNewPrivs:\t1" in status
+        child.terminate()  # whoever stops the service tells all its processes; requests in flight are finished
+        child.send_signal(signal.SIGINT)
+        same(await decoders.read([png()]), read_image(png()))
+        assert children() == [child]
+
+    run(work, decode_memory_bytes=1 << 30, decode_seconds=5)
+
+
+PARENT = """
+import asyncio, os, sys
+from medae_service.decoding import Decoders
+from medae_service.settings import WorkerSettings
+async def main():
+    decoders = Decoders(WorkerSettings(decoders=2))
+    data = [open(sys.argv[1], "rb").read()]
+    await asyncio.gather(*[decoders.read(data) for _ in range(20)])
+    print("ready", flush=True)
+    {after}
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("after", "stopped"), [("await asyncio.sleep(60)", False), ("await asyncio.sleep(60)", True), ("pass", False)]
+)
+def test_decoders_end_with_their_parent(tmp_path: Path, after: str, stopped: bool) -> None:
+    """However it dies, whatever they do; also where nobody closes them."""
+    path = tmp_path / "picture"
+    path.write_bytes(png())
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(after=after), str(path)], stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
+        if after != "pass":
+            orphans = psutil.Process(parent.pid).children()
+            assert len(orphans) == 2
+            if stopped:
+                orphans[0].suspend()  # as one that never looks at its channel
+            parent.kill()
+            _, alive = psutil.wait_procs(orphans, timeout=5)
+            assert not alive
+    if after == "pass":
+        assert parent.returncode == 0
+
+
+# what a decoder sends
+
+
+def packet(header: dict[str, Any], *blobs: Any) -> tuple[bytes, int]:
+    file, begin = decoder.pack(header, blobs)
+    return decoder.PACKET.pack(begin), file
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    header, _ = decoder.answer([png()], False, WorkerSettings().limits)
+    return header | changes
+
+
+PIXELS = bytes(37 * 51)
+
+
+def judge(body: bytes, file: int) -> Any:
+    before = psutil.Process().num_fds()
+    try:
+        return judged(body, file, most=1 << 20, most_header=1 << 16)
+    finally:
+        assert psutil.Process().num_fds() == before - 1  # closed, however it was judged
+
+
+def test_an_honest_packet() -> None:
+    reply = judge(*packet(described(), PIXELS))
+    assert isinstance(reply, Decoded)
+    assert image_of(require_pixels(reply), [png()]).pixels.sum() == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": [1, 1, 37, 52]},
+        {"shape": [1, 1, 0, 51]},
+        {"shape": [1, 1, -37, -51]},
+        {"shape": [1 << 40, 1 << 40, 1, 1]},
+        {"shape": [37 * 51]},
+        {"dtype": "object"},
+        {"dtype": "uint16"},
+        {"affine": [1.0] * 15},
+        {"unit": "furlong"},
+        {"kind": "pickle"},
+        {"more": 1},
+        {"source": {"format": "png", "dtype": "O", "orientation": 1}},
+        {"source": {"format": "png", "dtype": "uint8", "orientation": 9}},
+        {"source": {"format": "nifti", "header": "00"}},
+        {"source": {"format": "dicom", "origins": [[0, 1]], "padding": True}},
+        {"frame_of_reference": "x" * 70000},
+    ],
+)
+def test_forged_descriptions_are_breaches(changes: dict[str, Any]) -> None:
+    with pytest.raises(Breach):
+        judge(*packet(described(**changes), PIXELS))
+
+
+def test_forged_packets_are_breaches(tmp_path: Path) -> None:
+    def file_of(content: bytes) -> int:
+        file = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+        os.write(file, content)
+        return file
+
+    whole = PIXELS + json.dumps(described()).encode()
+    body = decoder.PACKET.pack(len(PIXELS))
+    with pytest.raises(Breach):
+        judge(body, file_of(whole))  # not sealed: it could be cut away while it is mapped
+    (tmp_path / "file").write_bytes(whole)
+    with pytest.raises(Breach):
+        judge(body, os.open(tmp_path / "file", os.O_RDONLY))
+    with pytest.raises(Breach):
+        judge(body, os.open("/dev/zero", os.O_RDONLY))
+    for wrong in (b"", b"x", decoder.PACKET.pack(0), decoder.PACKET.pack(1 << 63), decoder.PACKET.pack(len(whole))):
+        _, file = packet(described(), PIXELS)
+        with pytest.raises(Breach):
+            judge(wrong, file)
+    with pytest.raises(Breach):
+        judge(*packet(described(shape=[1, 1, 1, 2 << 20]), bytes(2 << 20)))  # more than it may
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("evil",)
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, _ = decoder.pack({}, [PIXELS, pickle.dumps(Evil())])
+    with pytest.raises(Breach):
+        judge(decoder.PACKET.pack(len(PIXELS)), file)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("origins", [[[0, 100], [0, 100]], [[1, 100]], [[0, 100], [2, 100]]])
+def test_headers_are_only_those_that_came(origins: list[list[int]]) -> None:
+    source = {"format": "dicom", "origins": origins, "padding": False}
+    reply = judge(*packet(described(source=source), PIXELS))
+    with pytest.raises(DecoderFault):
+        image_of(reply, [sample("CT_small.dcm").read_bytes()])
+
+
+def test_an_error_that_no_decoder_has_is_a_refusal() -> None:
+    with pytest.raises(InputError):
+        require_pixels(judge(*packet({"kind": "refused", "code": "invented", "detail": "x"})))
+    with pytest.raises(Breach):
+        judge(*packet({"kind": "refused", "code": "invented", "detail": "x" * 5000}))
+
+
+def test_a_fault_names_its_place_and_nothing_else() -> None:
+    header, blobs = decoder.answer([png()], False, None)  # no limits: a fault of ours
+    assert header["kind"] == "fault" and not blobs
+    with recorded_log() as log, pytest.raises(DecoderFault):
+        require_pixels(judge(*packet(header)))
+    (line,) = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert line["error"] == "AttributeError" and line["at"].startswith("__init__.py:")
+    for text in ("Doe^Jane", "a b", "x" * 100):
+        with pytest.raises(Breach):
+            judge(*packet({"kind": "fault", "error": text, "at": "x.py:1"}))
+        with pytest.raises(Breach):
+            judge(*packet({"kind": "fault", "error": "ValueError", "at": text}))
