@@ -39,6 +39,7 @@ CODES: dict[str, Code] = {
     "upload-timeout": Code(408, "the body came too slowly"),
     "limit-exceeded": Code(413, "larger than /v1/limits allows"),
     "not-multipart": Code(415, "the body is not multipart/form-data"),
+    "wrong-media-type": Code(415, "the body is of a kind that this endpoint does not take"),
     "unsupported-image": Code(415, "a kind of image, or of content, that is not read"),
     "bad-input": Code(422, "something is wrong with the image"),
     "bad-geometry": Code(422, "the image has no valid place in space, or two grids that differ"),

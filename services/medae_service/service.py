@@ -17,6 +17,8 @@ from medae_service.app import create_app, paths
 from medae_service.decoding import Decoders
 from medae_service.engine import Engine
 from medae_service.models import Models, Served, Shelf, Stored, weights_bytes
+from medae_service.native import SCOPES as NATIVE_PATHS
+from medae_service.native import NativeEndpoints, NativeGuard
 from medae_service.security import door
 from medae_service.settings import worker_settings
 
@@ -41,11 +43,14 @@ class _Behind(bentoml.Service):  # type: ignore[misc]  # BentoML is not typed
     """A service behind our door. Added middleware would run only after BentoML's metrics and timeouts."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        return door(super().to_asgi(is_main), settings, [*paths(app), *BENTOML_PATHS])
+        inner = NativeGuard(super().to_asgi(is_main), settings)
+        return door(inner, settings, [*paths(app), *BENTOML_PATHS, *NATIVE_PATHS])
 
 
-class Medae:
+class Medae(NativeEndpoints):
     """Segments, restores and scores medical images."""
+
+    app = app
 
     def __init__(self) -> None:
         _die_with_parent()
