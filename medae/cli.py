@@ -320,6 +320,19 @@ def demo(
     run(out, quick)
 
 
+@app.command()
+def export(
+    package: Package,
+    to: Annotated[str, typer.Option("--to", help="bento: BentoML's model store.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="What to call it there.", show_default=False)] = None,
+) -> None:
+    """Put a package into a form that others load; prints its tag and its folder, which is a package again."""
+    from medae.export import export
+
+    exported = export(package, to, name)
+    typer.echo(f"{exported.tag} {exported.folder}")
+
+
 @app.command(hidden=True)
 def schema(
     out: Annotated[Path | None, typer.Option(help="Write it there instead of printing it.")] = None,
