@@ -178,6 +178,24 @@ def test_a_bad_tile_fails_alone() -> None:
     assert not engine.broken and asyncio.run(engine.ready())
 
 
+def test_after_a_bad_tile_the_others_of_its_pass_are_not_run() -> None:
+    engine, backend = Engine(), Scripted()
+    network, raised = backend.network(), threading.Event()
+
+    def fault(tiles: NDArray[Any]) -> None:
+        if (tiles == 1).any():
+            raise FloatingPointError
+        if (tiles == 2).any():  # running already when the first is known to be bad
+            assert raised.wait(SECONDS)
+
+    backend.fault = fault
+    with pytest.raises(FloatingPointError):
+        SharedBackend(engine, network, Ticket()).run(np.stack([tile(n) for n in range(1, 7)]))
+    raised.set()
+    assert engine.test(network)
+    assert [ran for ran in backend.ran if ran != [0]] in ([[1]], [[1], [2]])
+
+
 def test_a_broken_device_is_latched() -> None:
     engine, backend = Engine(), Scripted()
     network = backend.network()
