@@ -325,6 +325,16 @@ def test_what_was_asked_least_lately_is_put_away() -> None:
     assert opened[3:] == ["one", "two"]
 
 
+def test_the_latest_asked_stays() -> None:
+    one, two = two_stored([])
+    three = replace(one, digest=segmenter().digest, load=segmenter)
+    shelf = Shelf(130)
+    for stored in (one, two, one, three):
+        with shelf.use(stored, Ticket()):
+            pass
+    assert (shelf.loaded(one), shelf.loaded(two), shelf.loaded(three)) == (True, False, True)
+
+
 def test_weights_in_use_stay_and_nobody_overtakes_who_waits() -> None:
     opened: list[str] = []
     one, two = two_stored(opened)
