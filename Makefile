@@ -17,7 +17,7 @@ export OMP_NUM_THREADS := 1
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup check format test peers slow wheel-test demo demo-quick serve schema lock clean
+.PHONY: help setup check format test peers slow wheel-test docs lint-docker demo demo-quick serve schema lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,12 @@ demo: $(INSTALLED) ## The whole way on real images, ending in pictures under dem
 demo-quick: $(INSTALLED) ## The same way with trainings of a few seconds
 	$(BIN)/medae demo --quick --out demo-quick
 
+docs: $(INSTALLED) ## The documentation as pages under site/; fails on a link that leads nowhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+lint-docker: $(INSTALLED) ## Lint the Dockerfile
+	$(BIN)/hadolint Dockerfile
+
 serve: $(INSTALLED) ## The HTTP service (ARGS="runs/nuclei/package --port 3000")
 	$(BIN)/medae serve $(ARGS)
 
@@ -71,5 +77,5 @@ lock: $(INSTALLED) ## Write constraints.txt from what is installed here
 	mv constraints.new constraints.txt
 
 clean: ## Remove what the tools leave behind; keeps .venv, runs/ and demo/
-	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find medae services tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
