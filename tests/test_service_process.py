@@ -8,18 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image as Picture
 
 from medae.errors import PackageError, UnknownModel, UsageError
 from medae.settings import Settings
 from medae_service.launch import _runtime_folder, resolve, serve
 from medae_service.security import is_loopback
 from medae_service.settings import ServiceSettings
+from medae_service.tokens import new, revoke
 from tests.service_parts import CANARY, denoiser, dicom_slice, png, segmenter
 
 TOKEN = "a-token-for-tests-0123456789"
@@ -128,6 +132,23 @@ def test_bentomls_pages_answer_and_need_the_token(service: Running) -> None:
     assert httpx.get(f"{service.url}/", headers=HEADERS | {"Host": "evil.example"}).status_code == 400
 
 
+def test_a_revoked_token_is_refused_by_every_worker_at_once(service: Running) -> None:
+    tokens = service.temporary.parent / "token"
+
+    def statuses(token: str) -> set[int]:
+        headers = {"Authorization": f"Bearer {token}"}  # a new connection each: whichever worker takes it
+        return {httpx.get(f"{service.url}/v1/limits", headers=headers).status_code for _ in range(8)}
+
+    token = new(tokens, "scanner", ["models"])
+    assert statuses(token) == {200}
+    headers = {"Authorization": f"Bearer {token}"}
+    assert httpx.get(f"{service.url}/metrics", headers=headers).status_code == 403
+    assert httpx.post(f"{service.url}/v1/denoise", files={"file": png()}, headers=headers).status_code == 403
+    revoke(tokens, "scanner")
+    assert statuses(token) == {401}
+    assert statuses(TOKEN) == {200}
+
+
 def test_a_large_body_is_refused_before_it_is_sent(service: Running) -> None:
     with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=10) as connection:
         head = f"POST /v1/denoise HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -214,6 +235,75 @@ def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
         for pid in children:
             if not gone(pid):
                 os.kill(pid, signal.SIGKILL)
+
+
+# ends while there is work
+
+
+def family(pid: int) -> list[int]:
+    """All processes below one."""
+    try:
+        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except FileNotFoundError:
+        return []
+    children = [int(name) for text in lists for name in text.split()]
+    return [*children, *(below for child in children for below in family(child))]
+
+
+def blank() -> bytes:
+    """A picture that is sent in no time and computed in a while."""
+    target = BytesIO()
+    Picture.new("L", (1600, 1600)).save(target, "PNG")
+    return target.getvalue()
+
+
+def ask(running: Running) -> int:
+    return httpx.post(f"{running.url}/v1/denoise", files={"file": blank()}, timeout=90).status_code
+
+
+def uploaded(running: Running) -> float:
+    """Bytes that the workers have received."""
+    text = httpx.get(f"{running.url}/metrics", timeout=30).text
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("medae_upload_bytes_total "))
+
+
+@pytest.mark.slow
+def test_after_a_kill_of_the_only_worker_the_next_request_is_answered(tmp_path: Path) -> None:
+    denoiser().save(tmp_path / "denoiser")
+    running = start(tmp_path, "denoiser", "--workers", "1")
+    try:
+        assert ask(running) == 200
+        # BentoML's own helper is a child of the supervisor too; the worker is the one that has the model
+        (worker,) = (pid for pid in running.children() if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        below = family(worker)
+        os.kill(worker, signal.SIGKILL)
+        begin = time.monotonic()
+        assert ask(running) == 200  # it waits in the listening socket until there is a worker
+        assert time.monotonic() - begin < 15
+        wait_for(lambda: all(gone(pid) for pid in below), 10)
+        assert "medae_queue_depth 0.0" in httpx.get(f"{running.url}/metrics").text
+    finally:
+        stop(running)
+
+
+@pytest.mark.slow
+def test_sigterm_loses_no_request_in_flight(tmp_path: Path) -> None:
+    denoiser().save(tmp_path / "denoiser")
+    (tmp_path / "service.yaml").write_text("waiting: 64\n")
+    running = start(tmp_path, "denoiser", "--workers", "2", "--config", "service.yaml")
+    below = family(running.process.pid)
+    try:
+        with ThreadPoolExecutor(50) as pool:
+            asked = [pool.submit(ask, running) for _ in range(50)]
+            wait_for(lambda: uploaded(running) >= 50 * len(blank()), 30)  # in flight: no longer in the backlog
+            answered = running.log.read_text().count('"path": "/v1/denoise"')
+            running.process.send_signal(signal.SIGTERM)
+            assert [request.result() for request in asked] == [200] * 50
+            assert answered < 40, "they were done before the signal came"
+        assert running.process.wait(30) == 0
+        assert all(gone(pid) for pid in below)
+    finally:
+        stop(running)
 
 
 # calls that are refused before anything starts
