@@ -233,7 +233,7 @@ def test_papers_name_what_exists(path: Path) -> None:
     text = path.read_text()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
-    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`|^    .*$", text, re.DOTALL | re.MULTILINE))
+    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`|^    [^\n]*$", text, re.DOTALL | re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z][a-z-]*)", code)) <= targets
     assert set(re.findall(r"(?<!from )\bmedae ([a-z]+)\b", code)) <= commands
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
