@@ -458,9 +458,40 @@ def test_a_client_who_leaves_frees_its_place_and_the_device() -> None:
     assert len(backend.ran) == 2, "the one that waited never ran"
 
 
-async def leave_when(app: Any, left: asyncio.Event) -> int:
+@pytest.mark.usefixtures("tiled")
+def test_a_client_who_leaves_stops_the_work() -> None:
+    backend = Scripted()
+    app, engine = denoiser_on(backend, computing=1, waiting=0)
+
+    async def scenario() -> int:
+        backend.hold()
+        left = asyncio.Event()
+        computing = asyncio.create_task(leave_when(app, left, {"file": large_png()}))
+        await asyncio.to_thread(backend.wait_begun)
+        left.set()
+        status = await computing
+        backend.free.set()
+        async with client_on(app) as client:
+            while (await client.post("/v1/restore", files={"file": large_png()})).status_code == 429:
+                await asyncio.sleep(0.005)
+        return status
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 60)) == 499
+    whole = len(backend.ran) - 1
+    assert whole > 3 and engine._depth == 0
+    backend.ran.clear()
+
+    async def undisturbed() -> None:
+        async with client_on(app) as client:
+            await client.post("/v1/restore", files={"file": large_png()})
+
+    asyncio.run(undisturbed())
+    assert len(backend.ran) == whole, "of the first request one tile ran"
+
+
+async def leave_when(app: Any, left: asyncio.Event, files: Any = PNG) -> int:
     """Posts a picture and leaves; the status that was sent."""
-    request = httpx.Request("POST", "http://localhost/v1/restore", files=PNG)
+    request = httpx.Request("POST", "http://localhost/v1/restore", files=files)
     body, status = request.read(), 0
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -484,7 +515,7 @@ async def leave_when(app: Any, left: asyncio.Event) -> int:
 
 def test_our_deadline_is_said_by_us() -> None:
     backend = Scripted()
-    app, _ = denoiser_on(backend, compute_seconds=0.1, computing=1)
+    app, _ = denoiser_on(backend, compute_seconds=1, computing=1)
 
     async def scenario() -> list[httpx.Response]:
         async with client_on(app) as client:

@@ -166,7 +166,7 @@ def test_a_large_zip_is_spooled_and_gone(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_another_request_comes_between_the_tiles_of_one() -> None:
     backend = Scripted()
-    app, _ = denoiser_on(backend, computing=4)
+    app, engine = denoiser_on(backend, computing=4)
 
     async def scenario() -> None:
         async with client_on(app) as client:
@@ -174,7 +174,8 @@ def test_another_request_comes_between_the_tiles_of_one() -> None:
             many = asyncio.create_task(client.post("/v1/tiles/restore", files=files(*[png()] * 30)))
             await asyncio.to_thread(backend.wait_begun)
             single = asyncio.create_task(client.post("/v1/restore", files=PNG))
-            await asyncio.sleep(0.1)
+            while engine._depth < 2:  # another of the thirty, and the single one
+                await asyncio.sleep(0.001)
             backend.free.set()
             assert (await single).status_code == 200
             assert not many.done(), "one picture does not wait for thirty"
