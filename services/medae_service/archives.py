@@ -29,7 +29,7 @@ _ENTRY_BYTES = 256  # of an entry in the table of contents, on average: 46, the 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
 _DRIVE = re.compile("[A-Za-z]:")
-_DICOMDIR = b"1.2.840.10008.1.3.10\0"  # PS3.6: Media Storage Directory Storage; UIDs are padded to an even length
+_DICOMDIR = b"UI\x14\0001.2.840.10008.1.3.10"  # Media Storage Directory Storage (PS3.6), as a file meta element
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,

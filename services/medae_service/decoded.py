@@ -138,7 +138,7 @@ def _mapped(said: _Answer, file: int, size: int) -> Decoded:
     raw: NDArray[np.uint8]
     if size <= _SMALL:
         raw = np.empty(size, np.uint8)
-        if os.preadv(file, [raw], 0) != size:
+        if os.preadv(file, [raw.data], 0) != size:
             raise Breach
     else:  # private: kernels before 6.7 share no file that is sealed against writing
         raw = np.frombuffer(mmap.mmap(file, size, mmap.MAP_PRIVATE, mmap.PROT_READ), np.uint8)

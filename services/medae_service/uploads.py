@@ -70,15 +70,15 @@ async def _unpacked(files: list[Uploaded], parts: "_Parts", settings: WorkerSett
     freely = settings.limits.inflate_freely
     bounds = Bounds(files=settings.upload_files, bytes=settings.upload_bytes, freely=freely)
     unwanted = Event()
-    work = partial(unpack, files[0], parts.new_folder(), bounds, unwanted.is_set)
-    job = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        return list(await asyncio.shield(job))
-    except asyncio.CancelledError:
-        unwanted.set()
-        await asyncio.wait([job])
-        job.cancelled() or job.exception()  # known now
-        raise
+        work = partial(unpack, files[0], parts.new_folder(), bounds, unwanted.is_set)
+        job = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return list(await asyncio.shield(job))
+        except asyncio.CancelledError:
+            unwanted.set()
+            await asyncio.wait([job])
+            raise
     except OSError:
         raise _no_space() from None
 
