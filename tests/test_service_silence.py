@@ -39,6 +39,7 @@ TRACES = tuple(
 
 TOKEN = "a-token-for-tests-0123456789"
 ROUTES = ("/v1/segment", "/v1/restore", "/v1/denoise", "/v1/score", "/v1/tiles/restore", "/v1/tiles/segment")
+NATIVE = ("/native/restore_bytes", "/native/segment_list", "/native/score_bytes")
 NO_ROUTES = (f"/v1/{NAME}", f"/{PATIENT}/{UID}", f"/v1/restore/{NAME}", "/metrics", "/v1/models")
 QUERIES = ("",) * 6 + ("?output=summary", "?output=overlay")
 NO_QUERIES = (f"?model={NAME}", f"?{NAME}=1", f"?output={NAME}", f"?threshold={NAME}", f"?noise={NAME}")
@@ -166,6 +167,10 @@ def ask(client: httpx.Client, number: int, made: list[bytes], said: Said) -> Non
         said.add(client.request(draw.choice(("GET", "PUT", NAME)), url, headers=headers))
     elif number % 7 == 6:
         said.add(client.post(url, headers=headers, json={"image": PATIENT, "path": f"/{NAME}"}))
+    elif number % 7 == 5:
+        path = draw.choice(NATIVE) + query
+        said.add(client.post(path, headers=headers, content=body))
+        said.add(client.post(path, headers=headers, json={"pixels": [[1, NAME]], "dtype": NAME, NAME: UID}))
     elif number % 17 == 8:
         said.add(client.post(url, headers=headers, data={"file": f"http://{NAME}.example/{NAME}"}, files={"x": b""}))
     else:
