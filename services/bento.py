@@ -1,9 +1,14 @@
 """What `bentoml build` packs: the service, found in the checkout or in the Bento, without an installation."""
 
+import os
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+_HERE = Path(__file__).resolve().parent
+_ROOTS = [str(_HERE), str(_HERE.parent)]
+sys.path[:0] = _ROOTS
+# the processes that decode images start afresh, and find the same source
+os.environ["PYTHONPATH"] = os.pathsep.join([*_ROOTS, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 from medae_service.service import medae_service  # noqa: E402
 

@@ -83,7 +83,7 @@ def test_bentoml_builds_the_repository_and_serves_it(tmp_path: Path) -> None:
     built = subprocess.run([*bentoml, "build", "--output", "tag", str(ROOT)], capture_output=True, text=True,
                            env=environment, timeout=300)  # fmt: skip
     assert built.returncode == 0, built.stderr + built.stdout
-    (folder,) = [path for path in (tmp_path / "bentoml" / "bentos" / "medae").iterdir() if path.is_dir()]
+    (folder,) = [path for path in (tmp_path / "bentoml" / "bentos" / "medae-service").iterdir() if path.is_dir()]
     packed = {str(path.relative_to(folder / "src")) for path in (folder / "src").rglob("*") if path.is_file()}
     assert {"services/bento.py", "medae/__init__.pyi", "medae/predictor.py", "services/medae_service/app.py"} <= packed
     assert not [name for name in packed if name.split("/")[0] in ("tests", "docs", ".git", "runs", "demo")]
@@ -92,7 +92,7 @@ def test_bentoml_builds_the_repository_and_serves_it(tmp_path: Path) -> None:
     environment["MEDAE_SERVICE_CONFIG"] = str(config)
     port = free_port()
     with open(tmp_path / "log.txt", "wb") as log:
-        command = [*bentoml, "serve", "medae:latest", "--host", "127.0.0.1", "--port", str(port)]
+        command = [*bentoml, "serve", "medae-service:latest", "--host", "127.0.0.1", "--port", str(port)]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
     running = Running(process, f"http://127.0.0.1:{port}", tmp_path / "log.txt", tmp_path)
     try:
