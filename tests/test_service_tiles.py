@@ -176,6 +176,8 @@ def test_another_request_comes_between_the_tiles_of_one() -> None:
             single = asyncio.create_task(client.post("/v1/restore", files=PNG))
             while engine._depth < 2:  # another of the thirty, and the single one
                 await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)
+            assert engine._depth == 2, "the thirty take half of the places"
             backend.free.set()
             assert (await single).status_code == 200
             assert not many.done(), "one picture does not wait for thirty"
