@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 import shlex
@@ -233,6 +234,7 @@ def tried(examples: int) -> None:
     import hypothesis
     import schemathesis
     from schemathesis.checks import not_a_server_error
+    from schemathesis.generation import GenerationMode
     from schemathesis.specs.openapi.checks import (
         content_type_conformance,
         response_headers_conformance,
@@ -246,8 +248,11 @@ def tried(examples: int) -> None:
     schema = schemathesis.openapi.from_dict(DOCUMENT)
     schema.app = inner.app
     answered = 0
-    for found in schema.include(path=IN_PROCESS).get_all_operations():
-        operation = found.ok()
+    operations = [found.ok() for found in schema.include(path=IN_PROCESS).get_all_operations()]
+    modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    for operation, mode in itertools.product(operations, modes):
+        if mode is GenerationMode.NEGATIVE and not operation.definition.raw.get("parameters"):
+            continue  # nothing in it that could be wrong
 
         @hypothesis.settings(
             max_examples=examples,
@@ -256,7 +261,7 @@ def tried(examples: int) -> None:
             derandomize=True,
             suppress_health_check=list(hypothesis.HealthCheck),
         )
-        @hypothesis.given(case=operation.as_strategy())
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
         def try_one(case: Any) -> None:
             nonlocal answered
             response = case.call(base_url="http://localhost:3000")
