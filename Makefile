@@ -59,7 +59,7 @@ demo-quick: $(INSTALLED) ## The same way with trainings of a few seconds
 	$(BIN)/medae demo --quick --out demo-quick
 
 docs: $(INSTALLED) ## The documentation as pages under site/; fails on a link that leads nowhere
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint-docker: $(INSTALLED) ## Lint the Dockerfile
 	$(BIN)/hadolint Dockerfile

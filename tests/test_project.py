@@ -237,7 +237,7 @@ def test_papers_name_what_exists(path: Path) -> None:
     assert set(re.findall(r"\bmake ([a-z][a-z-]*)", code)) <= targets
     assert set(re.findall(r"(?<!from )\bmedae ([a-z]+)\b", code)) <= commands
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
-    named = re.findall(r"\b(?:medae|services|configs|tests|benchmarks)/[\w./-]*\w", code)
+    named = re.findall(r"(?<![/\w])(?:medae|services|configs|tests|benchmarks)/[\w./-]*\w", code)
     missing = [name for name in links if not (path.parent / name).exists()]
     missing += [name for name in named if not (ROOT / name).exists() and not list(ROOT.glob(f"{name}.*"))]
     assert not missing, f"{path.name} names {missing}"
