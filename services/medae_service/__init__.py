@@ -5,6 +5,10 @@ service.py     the BentoML service, one instance a worker
 security.py    who may come in: Host, Origin, token, size; answers' security headers
 app.py         routes, and the way of a request through them
 uploads.py     multipart bodies, streamed and counted
+archives.py    zips, unpacked with nothing in them believed
+decoding.py    uploads -> image, in a pool of child processes
+decoder.py     one such child, confined
+decoded.py     what a child sends, judged as if an attacker had sent it
 admission.py   a bounded number computes, a bounded number waits; deadlines, clients who leave
 answering.py   image -> prediction -> answer, on a worker thread
 items.py       many images in one request, each with its own status

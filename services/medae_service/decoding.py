@@ -38,7 +38,7 @@ class Decoders:
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self.count = settings.decoders or min(2, len(os.sched_getaffinity(0)))
+        self.count = settings.decoders or _default_count(settings.workers or 1)
         self._settings = settings
         self._turn = asyncio.Semaphore(self.count)
         self._idle: deque[_Child] = deque()
@@ -116,6 +116,11 @@ class Decoders:
         self._nursery.end(child)
         self._idle.appendleft(self._nursery.start())
         DECODER_RESTARTS.inc()
+
+
+def _default_count(workers: int) -> int:
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, max(2, min(4, cores // workers)))
 
 
 class _Nursery:

@@ -56,11 +56,11 @@ class ServiceSettings(Settings):
     model_memory_bytes: PositiveInt | None = None
     """For the weights of all models on one device; what was asked least lately is put away first. Default: no bound."""
     decoders: PositiveInt | None = None
-    """Processes of one worker that decode uploads. Default: one on a CPU, four on a GPU."""
+    """Processes of one worker that decode uploads. Default: its share of the cores, from two to four."""
     decode_seconds: PositiveFloat = 60
     """In which one image must be decoded; a decoder that takes longer is killed and the request answered 422."""
-    decode_memory_bytes: PositiveInt = 4 << 30
-    """Of one decoder."""
+    decode_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
+    """Address space of one decoder; its programs take a quarter of a gigabyte of it."""
     limits: Limits = DEFAULT_LIMITS
     """What an image may declare before it is decoded."""
 
