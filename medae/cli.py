@@ -128,6 +128,7 @@ def evaluate(
     from medae.package import load
 
     model = load(package)
+    _keep_heap()
     require_writable(out)
     evaluation = evaluate(model, cases, out)
     for result in evaluation.cases:
@@ -158,7 +159,9 @@ def predict(
     from medae.predictor import Predictor
 
     _require_existing(inputs)
-    predictor = Predictor(load(package), device=device)
+    model = load(package)
+    _keep_heap()
+    predictor = Predictor(model, device=device)
     require_writable(out)
     manifest = list_items(inputs, out=out)
     with Progress(manifest, out, _stderr()) as watch:
@@ -167,6 +170,13 @@ def predict(
         raise typer.Exit(1)
     if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(InputError.exit_code)
+
+
+def _keep_heap() -> None:
+    """This process only infers, and ends with the command."""
+    from medae.backends.torch import keep_heap
+
+    keep_heap()
 
 
 def _require_existing(inputs: list[str]) -> None:
