@@ -14,7 +14,6 @@ from medae.io.guard import DEFAULT_LIMITS
 from medae.resample import resample_onto, standard_grid
 from medae.settings import Settings
 
-
 _HIGHEST = float(np.finfo(np.float32).max) / 4
 """Networks compute in float32; the difference of two values must fit as well."""
 
@@ -26,7 +25,7 @@ _LOUD = 2.0
 
 
 class FullRange(Settings):
-    """Integers by the range of their type (uint8: 0..255 -> 0..1); real numbers must lie in 0..1 already, but for noise.
+    """Integers by the range of their type (uint8: 0..255 -> 0..1); real numbers lie in 0..1 already.
 
     Real numbers of another scale, such as HU, are refused: nothing says what they would be in 0..1.
     """

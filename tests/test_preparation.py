@@ -57,7 +57,7 @@ def test_real_numbers_of_another_scale_are_refused_by_full_range(factor: float) 
         noisy = picture.with_pixels(values + np.random.default_rng(1).normal(0, 0.5, values.shape))
         Preparation().apply(noisy)
         return
-    with pytest.raises(UnfitImage, match="real numbers in 0..1; this image has real numbers from"):
+    with pytest.raises(UnfitImage, match=r"real numbers in 0\.\.1; this image has real numbers from"):
         Preparation().apply(picture)
 
 

@@ -15,6 +15,7 @@ from medae.errors import UsageError
 from medae.io import read_image
 from medae.io.answer import AnswerFile
 from medae.io.guard import Limits
+from medae.predictor import check_call
 from medae_service.models import Endpoint, Model
 from medae_service.uploads import Uploaded
 
@@ -46,7 +47,7 @@ class Question:
     def require_fit(self, model: Model) -> None:
         """Raises UsageError for an output or a threshold that this model does not know; before any upload."""
         check_output(self.output, model.package)
-        model.card.task.check_threshold(self.threshold)
+        check_call(model.package, threshold=self.threshold)
 
 
 def parse_query(query: QueryParams, endpoint: Endpoint) -> Question:
