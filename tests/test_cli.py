@@ -404,6 +404,7 @@ def test_from_a_configuration_to_answers(tmp_path: Path, medae: Cli) -> None:
     listed.write_text("id,image\nwhole,discs/images/disc-0.png\nbroken,empty.png\n")
     some = medae("evaluate", model, listed, "--out", tmp_path / "some")
     assert (some.code, "broken: the file is empty" in some.one_line) == (3, True)
+    assert "whole: measured" in some.err
 
     done = medae("predict", model, root / "images", "--out", tmp_path / "answers")
     assert done.code == 0
