@@ -72,7 +72,7 @@ class Calibration(Settings):
         count = len(self.reference)
         if not 0 < false_positive_rate < 1:
             raise UsageError(f"a false-positive rate lies between 0 and 1, got {false_positive_rate:g}")
-        rank = ceil((count + 1) * (1 - false_positive_rate) - 1e-9)
+        rank = max(ceil((count + 1) * (1 - false_positive_rate) - 1e-9), 1)
         if rank > count:
             raise UsageError(
                 f"a false-positive rate of {false_positive_rate:g} cannot be told from {count} reference images; "

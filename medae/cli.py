@@ -17,6 +17,8 @@ from medae.errors import InputError, MedaeError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from medae.evaluation import CaseResult
+
 app = typer.Typer(
     name="medae",
     help="Train, package and serve models that segment, restore and score medical images.",
@@ -128,11 +130,9 @@ def evaluate(
     from medae.package import load
 
     model = load(package)
+    _keep_heap()
     require_writable(out)
-    evaluation = evaluate(model, cases, out)
-    for result in evaluation.cases:
-        if result.reason is not None:
-            _complain(f"{result.id}: {result.reason}")
+    evaluation = evaluate(model, cases, out, watch=_say_measured)
     _print_json(evaluation.metrics)
     if any(result.reason is not None for result in evaluation.cases):
         raise typer.Exit(InputError.exit_code)
@@ -158,7 +158,9 @@ def predict(
     from medae.predictor import Predictor
 
     _require_existing(inputs)
-    predictor = Predictor(load(package), device=device)
+    model = load(package)
+    _keep_heap()
+    predictor = Predictor(model, device=device)
     require_writable(out)
     manifest = list_items(inputs, out=out)
     with Progress(manifest, out, _stderr()) as watch:
@@ -167,6 +169,20 @@ def predict(
         raise typer.Exit(1)
     if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(InputError.exit_code)
+
+
+def _say_measured(result: "CaseResult") -> None:
+    if result.reason is None:
+        _stderr().print(f"{result.id}: measured", markup=False)
+    else:
+        _complain(f"{result.id}: {result.reason}")
+
+
+def _keep_heap() -> None:
+    """This process only infers, and ends with the command."""
+    from medae.backends.torch import keep_heap
+
+    keep_heap()
 
 
 def _require_existing(inputs: list[str]) -> None:

@@ -25,7 +25,7 @@ from medae.metrics.fidelity import psnr, ssim
 from medae.metrics.overlap import dice, iou
 from medae.package import ModelPackage
 from medae.predictor import Predictor
-from medae.preparation import Intensity, Preparation
+from medae.preparation import Intensity, Preparation, stretched
 from medae.record import recording
 from medae.report import Gallery, report_file
 from medae.tasks import Anomaly, Restoration, Segmentation, TaskConfig
@@ -156,9 +156,8 @@ def damaged(clean: Image, preparation: Preparation, task: Restoration, seed: int
     cut to the range of the stored type.
     """
     assert task.corruption is not None
-    lower, upper = preparation.intensity.range_of(clean.pixels)
-    scale = upper - lower or 1.0
-    x = ((clean.pixels - np.float64(lower)) / scale).astype(np.float32)
+    lower, scale = preparation.range_of(clean.pixels)
+    x = stretched(clean.pixels, lower, scale)
     noisy = task.corruption.add_to(x, seed)
     if preparation.intensity.kind == "full_range":  # real numbers in 0..1 are what it takes as they are
         return clean.with_pixels(noisy), clean.with_pixels(x)

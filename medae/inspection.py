@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -55,11 +56,21 @@ def describe_image(image: Image) -> dict[str, Any]:
         "rows": rows,
         "columns": columns,
         "type": str(image.pixels.dtype),
-        "values": [image.pixels.min().item(), image.pixels.max().item()],
+        **_values(image.pixels),
         "spacing": [round(length, 6) for length in image.geometry.spacing],
         "unit": image.geometry.unit,
         "axes": image.geometry.axis_codes,
     }
+
+
+def _values(pixels: NDArray[Any]) -> dict[str, Any]:
+    """The lowest and the highest number, and how many values are none; JSON has no NaN."""
+    finite = np.isfinite(pixels)
+    if finite.all():
+        return {"values": [pixels.min().item(), pixels.max().item()]}
+    numbers = pixels[finite]
+    extremes = [numbers.min().item(), numbers.max().item()] if numbers.size else None
+    return {"values": extremes, "not_finite": pixels.size - numbers.size}
 
 
 def list_models() -> list[dict[str, Any]]:

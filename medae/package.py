@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +16,10 @@ from pydantic import Field, PositiveInt
 
 from medae.calibration import Calibration
 from medae.errors import OutputError, PackageError, SettingsError, UnknownModel
+from medae.io.answer import AnswerFile, write_files
 from medae.preparation import Preparation
 from medae.settings import Settings, SettingsT, validate_settings
-from medae.tasks import TaskConfig
+from medae.tasks import Segmentation, TaskConfig
 from medae.tiles import ReceptiveField
 
 FORMAT = 1
@@ -81,8 +82,11 @@ class ModelPackage:
         _require_match(calibration, self.digest)
         return replace(self, calibration=calibration)
 
-    def save(self, folder: Path) -> None:
-        """Write the package; the folder appears or is replaced as a whole. Raises OutputError."""
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the package; the folder appears, or a package that was there is replaced as a whole.
+
+        Raises OutputError where it cannot be written, and where the folder holds something else.
+        """
         files = {
             "card.json": self.card_json,
             "weights.safetensors": _weights_bytes(self.weights),
@@ -90,23 +94,25 @@ class ModelPackage:
         }
         if self.calibration is not None:
             files["calibration.json"] = _json_bytes(self.calibration)
-        _write_folder(folder, files)
+        _write_folder(Path(folder), files)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read and verify a package. Raises UnknownModel for no package, PackageError for one that does not hold."""
         if not (folder / "card.json").is_file():
             raise UnknownModel(f"{folder}: no model package there (a folder with card.json and weights.safetensors)")
-        card = _parse(folder / "card.json", Card)
+        card_json = _read(folder / "card.json")
+        card = _parse(folder / "card.json", card_json, Card)
         data = _read(folder / "weights.safetensors")
         if _sha256(data) != card.weights_sha256:
             raise PackageError(
                 f"{folder}: weights.safetensors is not what card.json was made for (its digest differs): the package "
                 "is damaged or was changed. Copy or train it again."
             )
-        package = cls(card, _parse_weights(folder, data), _read(folder / "card.json"))
+        package = cls(card, _parse_weights(folder, data), card_json)
         if (folder / "calibration.json").is_file():
-            calibration = _parse(folder / "calibration.json", Calibration)
+            path = folder / "calibration.json"
+            calibration = _parse(path, _read(path), Calibration)
             _require_match(calibration, package.digest)
             package = package.calibrated(calibration)
         return package
@@ -134,9 +140,9 @@ def _require_match(calibration: Calibration, digest: str) -> None:
         raise PackageError("calibration.json was made for another package; calibrate this one again")
 
 
-def _parse(path: Path, kind: type[SettingsT]) -> SettingsT:
+def _parse(path: Path, text: bytes, kind: type[SettingsT]) -> SettingsT:
     try:
-        data = json.loads(_read(path))
+        data = json.loads(text)
     except ValueError:
         raise PackageError(f"{path}: not valid JSON: the package is damaged. Copy or train it again.") from None
     made = data.get("format") if isinstance(data, dict) else None
@@ -182,22 +188,24 @@ def _sha256(data: bytes) -> str:
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """All files or none: written beside, then renamed into place."""
+    folder = folder.resolve()  # a link goes on leading to the package
+    _require_replaceable(folder)
+    made = folder.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None
-    try:
-        for name, data in files.items():
-            with open(made / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        made.chmod(0o755)
+        write_files([AnswerFile(name, "", data) for name, data in files.items()], made)
         _swap(made, folder)
     except OSError as error:
-        shutil.rmtree(made, ignore_errors=True)
         raise OutputError(f"{folder}: cannot be written ({error.strerror}); nothing was changed there") from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Raises OutputError where anything but a package would be lost."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: a file is there; a package is a folder. Choose another place.")
+    if folder.is_dir() and not (folder / "card.json").exists() and any(folder.iterdir()):
+        raise OutputError(f"{folder}: holds something else than a model package; choose another place")
 
 
 def _swap(made: Path, folder: Path) -> None:
@@ -205,7 +213,7 @@ def _swap(made: Path, folder: Path) -> None:
     if not folder.exists():
         made.rename(folder)
         return
-    old = made.with_name(made.name + "-old")
+    old = made.with_suffix(".old")
     folder.rename(old)
     try:
         made.rename(folder)
@@ -217,10 +225,11 @@ def _swap(made: Path, folder: Path) -> None:
 
 def _readme(card: Card, digest: str) -> str:
     """The model card for people."""
-    field = card.receptive_field
     facts = {
         "task": card.task.kind,
-        "network": f"{card.network.get('kind', '?')}, {field.dims}-D, {card.channels_in} channel(s) in",
+        **({"labels": _labels_in_words(card.task)} if isinstance(card.task, Segmentation) else {}),
+        "takes": _input_in_words(card),
+        "network": f"{card.network.get('kind', '?')}, {card.receptive_field.dims}-D",
         "training data": card.training_data or "not stated",
         "licence of the data": card.licence or "not stated",
         "intended use": card.intended_use or "not stated",
@@ -231,3 +240,15 @@ def _readme(card: Card, digest: str) -> str:
     if card.metrics:
         lines += ["", "## Metrics", "", "```json", json.dumps(card.metrics, indent=2), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _labels_in_words(task: Segmentation) -> str:
+    return ", ".join(f"{number} {label.name}" for number, label in enumerate(task.labels, 1))
+
+
+def _input_in_words(card: Card) -> str:
+    preparation = card.preparation
+    words = ["grey" if preparation.channels == 1 else "RGB", "images" if card.receptive_field.dims == 2 else "volumes"]
+    if preparation.spacing_mm is not None:
+        words.append("of known voxel size, seen at {:g} x {:g} x {:g} mm".format(*preparation.spacing_mm))
+    return f"{' '.join(words)}; intensities by {preparation.intensity.kind}"

@@ -47,8 +47,8 @@ def to_rgb(slice_CRW: NDArray[Any], low: float, high: float) -> RGB:
 def overlay_labels(rgb: RGB, labels_RW: NDArray[Any], labels: tuple[Label, ...]) -> RGB:
     """Tinted areas with a full-colour outline, in the labels' colours."""
     shown = rgb.astype(np.float32)
-    for value, label in enumerate(labels, 1):
-        inside = labels_RW == value
+    for value in np.unique(labels_RW[labels_RW > 0]).tolist():  # of many labels a slice shows few
+        inside, label = labels_RW == value, labels[value - 1]
         shown[inside] = (1 - _OPACITY) * shown[inside] + _OPACITY * np.array(label.colour, np.float32)
         shown[inside & ~_eroded(inside)] = label.colour
     return np.rint(shown).astype(np.uint8)

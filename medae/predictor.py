@@ -69,7 +69,7 @@ class Predictor:
         Raises UnfitImage for an image the model cannot take, UsageError for a threshold it does not know.
         """
         card = self.package.card
-        self._check(threshold, probabilities)
+        check_call(self.package, threshold=threshold, probabilities=probabilities)
         prepared = prepare(card, image)
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
         decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
@@ -96,14 +96,6 @@ class Predictor:
             "device": self._backend.device,
             "threads": self._backend.threads,
         }
-
-    def _check(self, threshold: float | None, probabilities: bool) -> None:
-        task = self.package.card.task
-        task.check_threshold(threshold)
-        if probabilities and not isinstance(task, Segmentation):
-            raise UsageError(f"probabilities come from segmentation; this model does {task.kind}")
-        if threshold is not None and task.kind == "anomaly" and self.package.calibration is None:
-            raise UsageError("this model has no calibration, so a false-positive rate cannot be turned into a decision")
 
     def _run(
         self,
@@ -146,6 +138,7 @@ class Predictor:
         flat = self.package.card.receptive_field.dims == 2
         stack = inputs[0][None] if len(inputs) == 1 else np.stack(inputs)
         output = self._backend.run(stack[:, :, 0] if flat else stack)
+        _require_numbers(output)
         return output[:, :, None] if flat else output
 
     def _placed(self, scores: dict[str, float], threshold: float | None) -> dict[str, Any]:
@@ -164,8 +157,24 @@ class Predictor:
         }
 
 
+def check_call(package: ModelPackage, *, threshold: float | None, probabilities: bool = False) -> None:
+    """Raises UsageError for what this package cannot be asked; needs no image."""
+    task, calibration = package.card.task, package.calibration
+    task.check_threshold(threshold)
+    if probabilities and not isinstance(task, Segmentation):
+        raise UsageError(f"probabilities come from segmentation; this model does {task.kind}")
+    if threshold is not None and task.kind == "anomaly":
+        if calibration is None:
+            raise UsageError("this model has no calibration, so a false-positive rate cannot be turned into a decision")
+        calibration.threshold(threshold)
+
+
 def prepare(card: Card, image: Image) -> Prepared:
     """What the model's network sees of an image. Raises UnfitImage for one that the model cannot take."""
+    if card.receptive_field.dims == 3 and image.geometry.shape[0] == 1:  # resampling could make several of it
+        raise UnfitImage(
+            "this model works on volumes, and this image is a single slice. Send the whole series or volume."
+        )
     prepared = card.preparation.apply(image)
     _check_size(prepared.image, card.receptive_field)
     return prepared
@@ -176,14 +185,20 @@ def _check_size(image: Image, field: ReceptiveField) -> None:
     shape = image.geometry.shape
     seen = shape if field.dims == 3 else shape[1:]
     least = max(2, field.stride // 2)
-    if field.dims == 3 and shape[0] == 1:
-        raise UnfitImage(
-            "this model works on volumes, and this image is a single slice. Send the whole series or volume."
-        )
     if min(seen) < least:
         raise UnfitImage(
             f"this image is {' x '.join(map(str, seen))} on the model's grid; the model needs at least {least} "
             "along each axis it looks along. Send a larger image."
+        )
+
+
+def _require_numbers(output: NDArray[Any]) -> None:
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = output.sum()  # one bad value spoils it; a mask as large as the output is not needed
+    if not np.isfinite(total):
+        raise UnfitImage(
+            "the model answered this image with values that are not numbers: the image is too far from what the model "
+            "was made for, or the model is not sound"
         )
 
 

@@ -1,26 +1,45 @@
 """Preparation: from an image to what the network sees, and back. Saved with the model."""
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from medae.errors import UnfitImage
+from medae.errors import LimitExceeded, UnfitImage
 from medae.image import Image
+from medae.io.guard import DEFAULT_LIMITS
 from medae.resample import resample_onto, standard_grid
 from medae.settings import Settings
 
+_HIGHEST = float(np.finfo(np.float32).max) / 4
+"""Networks compute in float32; the difference of two values must fit as well."""
+
+_FLAT = float(np.finfo(np.float32).tiny)
+"""A range below this has no reciprocal in float32."""
+
+_LOUD = 2.0
+"""The root mean square of a picture in 0..1 is at most 1, and below this with the strongest noise on it."""
+
 
 class FullRange(Settings):
-    """Integers by the range of their type (uint8: 0..255 -> 0..1); real numbers are taken to lie in 0..1 already."""
+    """Integers by the range of their type (uint8: 0..255 -> 0..1); real numbers lie in 0..1 already.
+
+    Real numbers of another scale, such as HU, are refused: nothing says what they would be in 0..1.
+    """
 
     kind: Literal["full_range"] = "full_range"
 
     def range_of(self, pixels: NDArray[Any]) -> tuple[float, float]:
         if pixels.dtype.kind in "ui":
             return 0.0, float(np.iinfo(pixels.dtype).max)
+        if np.linalg.norm(pixels.astype(np.float32, copy=False)) > _LOUD * np.sqrt(pixels.size):
+            raise UnfitImage(
+                f"this model takes whole numbers in the range of their type, or real numbers in 0..1; this image has "
+                f"real numbers from {pixels.min():g} to {pixels.max():g}. Scale them to 0..1, or choose another model."
+            )
         return 0.0, 1.0
 
 
@@ -133,28 +152,23 @@ class Preparation(Settings):
     def apply(self, image: Image) -> Prepared:
         """An image -> the network's grid and range.
 
-        Raises UnfitImage for values that are not finite, the wrong channels, or a picture of unknown size where the
-        model works in mm.
+        Raises UnfitImage for values that are not finite or of another scale, the wrong channels, or a picture of
+        unknown size where the model works in mm; LimitExceeded where the network's grid would be too large.
         """
         grey = self._channels_of(image)
-        pixels = grey.pixels
-        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-            count = int(pixels.size - np.isfinite(pixels).sum())
-            raise UnfitImage(
-                f"{count} of {pixels.size} values are not finite (NaN or infinite). Replace them, for example by the "
-                "value of air or background, and send the image again."
-            )
-        lower, upper = self.intensity.range_of(pixels)
-        scale = upper - lower if upper > lower else 1.0  # a flat image: nothing to stretch
+        _require_numbers(grey.pixels)
+        lower, scale = self.range_of(grey.pixels)
         on_grid = self._on_grid(grey)
-        # one multiplication and one addition in float32, in place
-        values = on_grid.pixels.astype(np.float32)
-        values -= np.float32(lower)
-        values *= np.float32(1 / scale)
+        values = stretched(on_grid.pixels, lower, scale)
         clipped = self.intensity.kind in ("window", "percentile")
         if clipped:
             np.clip(values, 0, 1, out=values)
         return Prepared(on_grid.with_pixels(values), image, lower, scale, clipped)
+
+    def range_of(self, pixels: NDArray[Any]) -> tuple[float, float]:
+        """(the value that becomes 0, how many units make 1); of a flat image nothing is stretched."""
+        lower, upper = self.intensity.range_of(pixels)
+        return lower, upper - lower if upper - lower >= _FLAT else 1.0
 
     def _channels_of(self, image: Image) -> Image:
         if image.channels == self.channels:
@@ -176,6 +190,12 @@ class Preparation(Settings):
                 )
             return image  # a picture has no anatomical directions either
         grid = standard_grid(image.geometry, orientation=self.orientation, spacing_mm=self.spacing_mm)
+        if prod(grid.shape) > DEFAULT_LIMITS.voxels:
+            raise LimitExceeded(
+                f"at this model's spacing of {self.spacing_mm} mm the image has "
+                f"{' x '.join(map(str, grid.shape))} voxels, at most {DEFAULT_LIMITS.voxels} in all are allowed. Check "
+                "the voxel size in its header, or crop it."
+            )
         return resample_onto(image, grid, fill=float(image.pixels.min()))
 
     def apply_labels(self, labels: Image) -> Image:
@@ -184,3 +204,33 @@ class Preparation(Settings):
             return labels
         grid = standard_grid(labels.geometry, orientation=self.orientation, spacing_mm=self.spacing_mm)
         return resample_onto(labels, grid, labels=True)
+
+
+def stretched(pixels: NDArray[Any], lower: float, scale: float) -> NDArray[np.float32]:
+    """(pixels - lower) / scale as float32, a copy; in double precision where float32 does not hold the pixels."""
+    if np.can_cast(pixels.dtype, np.float32):
+        values = pixels.astype(np.float32)
+        values -= np.float32(lower)
+        values *= np.float32(1 / scale)
+        return values
+    values = np.empty(pixels.shape, np.float32)
+    for index in np.ndindex(pixels.shape[:2]):
+        values[index] = (pixels[index] - np.float64(lower)) / scale
+    return values
+
+
+def _require_numbers(pixels: NDArray[Any]) -> None:
+    if pixels.dtype.kind != "f":
+        return
+    finite = np.isfinite(pixels)
+    if not finite.all():
+        raise UnfitImage(
+            f"{pixels.size - np.count_nonzero(finite)} of {pixels.size} values are not finite (NaN or infinite). "
+            "Replace them, for example by the value of air or background, and send the image again."
+        )
+    low, high = float(pixels.min()), float(pixels.max())
+    if max(-low, high) > _HIGHEST:
+        raise UnfitImage(
+            f"this image has values from {low:.3g} to {high:.3g}; networks compute with numbers up to {_HIGHEST:.2g}. "
+            "Scale it down, and send it again."
+        )

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from medae.tasks import TaskConfig
 
 
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Real data sets, on machines that have them."""
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets; tests that need it are skipped where it is absent."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
+    if not SHARED_DATA.is_dir():
         pytest.skip("the shared data sets are not on this machine")
-    return folder
+    return SHARED_DATA
 
 
 def tilted_affine(spacing: tuple[float, float, float] = (2.5, 0.8, 1.1), seed: int = 0) -> np.ndarray:

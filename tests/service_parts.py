@@ -13,6 +13,7 @@ from PIL import Image as Picture
 
 from medae.io.answer import Label
 from medae.package import ModelPackage
+from medae.preparation import Percentile, Preparation
 from medae.tasks import Anomaly, Restoration, Segmentation
 from medae_service.app import create_app, paths
 from medae_service.engine import Engine
@@ -31,6 +32,8 @@ CANARY = "CANARYDOE"
 SEGNET = {"kind": "segnet", "features": [4, 6], "convolutions": [1, 1]}
 DNCNN = {"kind": "dncnn", "depth": 3, "features": 4}
 AUTOENCODER = {"kind": "conv_autoencoder", "features": [4, 6]}
+OWN_RANGE = Preparation(intensity=Percentile())
+"""Pictures and CT alike."""
 LABELS = (Label(name="nucleus", colour=(255, 0, 0)),)
 
 
@@ -39,15 +42,15 @@ def named(package: ModelPackage, name: str) -> ModelPackage:
 
 
 def segmenter(name: str = "segmenter") -> ModelPackage:
-    return named(untrained_package(Segmentation(labels=LABELS), SEGNET), name)
+    return named(untrained_package(Segmentation(labels=LABELS), SEGNET, OWN_RANGE), name)
 
 
 def denoiser(name: str = "denoiser") -> ModelPackage:
-    return named(untrained_package(Restoration(), DNCNN), name)
+    return named(untrained_package(Restoration(), DNCNN, OWN_RANGE), name)
 
 
 def scorer(name: str = "scorer") -> ModelPackage:
-    return named(untrained_package(Anomaly(), AUTOENCODER), name)
+    return named(untrained_package(Anomaly(), AUTOENCODER, OWN_RANGE), name)
 
 
 def png(rows: int = 37, columns: int = 51, seed: int = 0) -> bytes:

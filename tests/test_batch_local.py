@@ -107,6 +107,23 @@ def test_items_with_one_stem_get_names_of_their_own(tmp_path: Path) -> None:
     assert ids[0] == "x"
 
 
+def test_an_answer_is_called_after_the_link_that_was_named(pictures: Path) -> None:
+    (pictures.parent / "case-7.png").symlink_to(pictures / "a.png")
+    assert [item.id for item in list_items([str(pictures.parent / "case-7.png")]).items] == ["case-7"]
+
+
+@pytest.mark.parametrize("name", ["back\\slash", "two\nlines", "no text \udcff", "\N{SNOWMAN}" * 83])
+def test_any_name_that_a_file_can_have_is_answered(
+    name: str, predictor: Predictor, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "b.png").rename(pictures / f"{name}.png")
+    outcomes = predict_items(predictor, list_items([str(pictures)]).items, tmp_path / "out")
+    assert [outcome.status for outcome in outcomes] == ["done"] * 3
+    made = next(outcome for outcome in outcomes if outcome.item.id not in "ac").item.id
+    assert made.isprintable() and (tmp_path / "out" / f"{made}_labels.png").is_file()
+    assert len(rows(tmp_path / "out")) == 3
+
+
 def test_slices_of_one_series_are_one_item_however_they_are_given(tmp_path: Path) -> None:
     first = write_series(tmp_path / "first", [0, 5, 10])
     write_series(tmp_path / "second", [0, 5])
@@ -209,7 +226,9 @@ def test_a_fault_of_ours_costs_one_item_and_is_not_called_bad_input(
 def test_a_wrong_output_is_refused_before_any_work(predictor: Predictor, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="everything"):
         predict_items(predictor, list_items([str(pictures)]).items, tmp_path / "out", output="everything")
-    assert not (tmp_path / "out/results.csv").exists()
+    with pytest.raises(UsageError, match="threshold"):
+        predict_items(predictor, list_items([str(pictures)]).items, tmp_path / "out", threshold=2)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -275,6 +294,13 @@ def test_progress_names_failures_and_where_results_are(terminal: bool, outcomes:
     assert "b[red]: the file is empty" in said
     assert "1 done, 1 failed of 2; files passed over as no images: 3; results in out/results.csv" in said
     assert ("[1/2] a: done" in said) is not terminal
+
+
+def test_progress_is_silent_where_the_call_was_wrong() -> None:
+    console = Console(file=StringIO(), width=120, soft_wrap=True)
+    with pytest.raises(UsageError), Progress(Manifest((), 0), Path("out"), console):
+        raise UsageError("no such output")
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
 def test_progress_promises_no_results_where_none_could_be_written() -> None:

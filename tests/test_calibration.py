@@ -55,3 +55,8 @@ def test_what_the_references_cannot_tell_is_refused() -> None:
 def test_references_must_be_sorted() -> None:
     with pytest.raises(ValueError, match="ascending"):
         Calibration(package_digest="", score="s", reference=(2.0, 1.0, *[3.0] * 10))
+
+
+def test_a_rate_next_to_one_calls_all_but_the_lowest_anomalous() -> None:
+    calibration = Calibration.from_scores(range(1, 21), score="x", package_digest="sha256:0")
+    assert calibration.threshold(1 - 1e-12) == 1

@@ -26,7 +26,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
 from medae import __version__, answers, cli, io
-from medae.image import Image
+from medae.image import Geometry, Image
 from medae.io.answer import Label
 from medae.preparation import Preparation, ZScore
 from medae.tasks import Segmentation
@@ -404,6 +404,7 @@ def test_from_a_configuration_to_answers(tmp_path: Path, medae: Cli) -> None:
     listed.write_text("id,image\nwhole,discs/images/disc-0.png\nbroken,empty.png\n")
     some = medae("evaluate", model, listed, "--out", tmp_path / "some")
     assert (some.code, "broken: the file is empty" in some.one_line) == (3, True)
+    assert "whole: measured" in some.err
 
     done = medae("predict", model, root / "images", "--out", tmp_path / "answers")
     assert done.code == 0
@@ -417,6 +418,15 @@ def test_info_describes_packages_and_images(package: Path, picture: Path, medae:
     of_image = json.loads(medae("info", picture, "--json").out)
     assert (of_image["format"], of_image["rows"], of_image["columns"]) == ("png", *grey().shape)
     assert "untrained" in medae("info", package).out
+
+
+def test_info_of_values_that_are_not_numbers_is_json(tmp_path: Path, medae: Cli) -> None:
+    pixels = np.zeros((1, 2, 3, 4), np.float32)
+    for count, values in ((1, [0.0, 0.0]), (24, None)):
+        pixels.flat[:count] = np.nan
+        io.write_image(Image(pixels.copy(), Geometry((2, 3, 4), np.eye(4))), tmp_path / "nan.nii")
+        told = json.loads(medae("info", tmp_path / "nan.nii", "--json").out, parse_constant=pytest.fail)
+        assert (told["values"], told["not_finite"]) == (values, count)
 
 
 def test_info_names_nobody(tmp_path: Path, medae: Cli) -> None:

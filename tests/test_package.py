@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from medae.calibration import Calibration
-from medae.errors import MedaeError, OutputError, PackageError, UnknownModel
+from medae.errors import OutputError, PackageError, UnknownModel
+from medae.io.answer import Label
 from medae.package import ModelPackage, load
-from medae.tasks import Anomaly, Restoration
+from medae.preparation import Preparation, ZScore
+from medae.tasks import Anomaly, Restoration, Segmentation
 from tests.conftest import untrained_package
 
 SMALL = {"kind": "dncnn", "depth": 3, "features": 4}
@@ -128,5 +130,38 @@ def test_a_full_disk_leaves_the_old_package_and_no_rest(saved: Path, monkeypatch
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MedaeError, match="cannot be written"):
+    with pytest.raises(OutputError, match="Not a directory"):
         untrained_package(Restoration(), SMALL).save(tmp_path / "file" / "model")
+    with pytest.raises(OutputError, match="a file is there"):
+        untrained_package(Restoration(), SMALL).save(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="something else"):
+        untrained_package(Restoration(), SMALL).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "empty").mkdir()
+    untrained_package(Restoration(), SMALL).save(tmp_path / "empty")
+    assert load(tmp_path / "empty").card.name == "untrained"
+
+
+def test_a_link_goes_on_leading_to_the_package(saved: Path) -> None:
+    link = saved.parent / "current"
+    link.symlink_to(saved)
+    newer = untrained_package(Restoration(), SMALL, seed=3)
+    newer.save(str(link))
+    assert link.is_symlink() and load(saved).digest == newer.digest
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["current", "model"]
+
+
+def test_the_model_card_says_what_the_model_takes_and_gives(tmp_path: Path) -> None:
+    task = Segmentation(labels=(Label(name="liver", colour=(1, 2, 3)), Label(name="lesion", colour=(4, 5, 6))))
+    preparation = Preparation(spacing_mm=(3, 1.5, 1.5), intensity=ZScore())
+    untrained_package(task, {"kind": "unet", "dims": 3, "features": [4, 6], "strides": [2]}, preparation).save(
+        tmp_path / "model"
+    )
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "1 liver, 2 lesion" in text
+    assert "grey volumes of known voxel size, seen at 3 x 1.5 x 1.5 mm; intensities by zscore" in text

@@ -11,7 +11,7 @@ from medae.calibration import Calibration
 from medae.errors import UnfitImage, UsageError
 from medae.image import Geometry, Image
 from medae.io.answer import Label
-from medae.predictor import Predictor
+from medae.predictor import Predictor, check_call
 from medae.preparation import Preparation, Window
 from medae.tasks import Anomaly, Restoration, Segmentation
 from tests.conftest import tilted_affine, untrained_package
@@ -138,10 +138,31 @@ def test_what_a_model_cannot_take_is_refused_with_words() -> None:
     deep = Predictor(untrained_package(Restoration(), {"kind": "unet", "features": [4, 4], "strides": [2], "dims": 3}))
     with pytest.raises(UnfitImage, match="single slice"):
         deep(noise(1, 32, 32))
+    thick = untrained_package(
+        Restoration(), {"kind": "dncnn", "depth": 2, "features": 4, "dims": 3}, Preparation(spacing_mm=(0.5, 1, 1))
+    )
+    with pytest.raises(UnfitImage, match="single slice"):  # of 2.5 mm: resampling would make five of it
+        Predictor(thick)(noise(1, 32, 32))
     with pytest.raises(UsageError, match="no threshold"):
         flat(noise(1, 32, 32), threshold=0.5)
     with pytest.raises(UsageError, match="probabilities"):
         flat(noise(1, 32, 32), probabilities=True)
+
+
+def test_answers_that_are_not_numbers_are_no_answers() -> None:
+    package = untrained_package(NUCLEI, {"kind": "segnet", "features": [4, 4], "convolutions": [1, 1]})
+    broken = {name: value * np.nan if value.ndim == 4 else value for name, value in package.weights.items()}
+    predictor = Predictor(type(package).seal(package.card, broken))
+    with pytest.raises(UnfitImage, match="not numbers"):
+        predictor(noise(1, 32, 32))
+
+
+def test_a_rate_that_the_references_cannot_tell_is_refused_before_any_work() -> None:
+    package = untrained_package(Anomaly(), {"kind": "vae", "features": [4, 4]})
+    calibration = Calibration.from_scores([0.5] * 20, score="l2_mean", package_digest=package.digest)
+    check_call(package.calibrated(calibration), threshold=0.05)
+    with pytest.raises(UsageError, match="cannot be told from 20"):
+        check_call(package.calibrated(calibration), threshold=0.01)
 
 
 def test_work_can_be_stopped_between_two_tiles() -> None:

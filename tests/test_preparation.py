@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medae.errors import UnfitImage
+from medae.errors import LimitExceeded, UnfitImage
 from medae.image import Geometry, Image
 from medae.preparation import FullRange, Percentile, Preparation, Window, ZScore
 from tests.conftest import tilted_affine
@@ -46,6 +46,44 @@ def test_percentiles_are_those_of_the_whole_image() -> None:
     low, high = np.percentile(image.pixels, [10, 90])
     assert prepared.lower == pytest.approx(low) and prepared.scale == pytest.approx(high - low)
     assert prepared.image.pixels.min() == 0 and prepared.image.pixels.max() == 1
+
+
+@pytest.mark.parametrize("factor", [1.0, 255.0, -1000.0])
+def test_real_numbers_of_another_scale_are_refused_by_full_range(factor: float) -> None:
+    values = np.random.default_rng(0).random((1, 1, 9, 9)).astype(np.float32)
+    picture = Image(values * np.float32(factor), Geometry.picture(9, 9))
+    if factor == 1:
+        np.testing.assert_array_equal(Preparation().apply(picture).image.pixels, values)
+        noisy = picture.with_pixels(values + np.random.default_rng(1).normal(0, 0.5, values.shape))
+        Preparation().apply(noisy)
+        return
+    with pytest.raises(UnfitImage, match=r"real numbers in 0\.\.1; this image has real numbers from"):
+        Preparation().apply(picture)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int32, np.uint32, np.int64])
+def test_wide_types_lose_nothing_to_an_offset(dtype: type) -> None:
+    steps = np.arange(24).reshape(1, 2, 3, 4)
+    image = Image((1_000_000_000 + steps).astype(dtype), Geometry((2, 3, 4), tilted_affine()))
+    seen = Preparation(intensity=Percentile(lower=0, upper=100)).apply(image).image.pixels
+    np.testing.assert_allclose(seen, steps / 23, atol=1e-6)
+
+
+@pytest.mark.parametrize("intensity", [Percentile(), ZScore(), Window(lower=0, upper=1)])
+def test_values_beyond_float32_are_refused(intensity: Percentile) -> None:
+    pixels = np.random.default_rng(0).random((1, 2, 3, 4))
+    geometry = Geometry((2, 3, 4), tilted_affine())
+    with pytest.raises(UnfitImage, match="Scale it down"):
+        Preparation(intensity=intensity).apply(Image(pixels * 1e300, geometry))
+    for factor in (5e37, 1e-42):  # as large, and as close together, as float32 has them
+        seen = Preparation(intensity=intensity).apply(Image((pixels * factor).astype(np.float32), geometry))
+        assert np.isfinite(seen.image.pixels).all()
+
+
+def test_a_header_cannot_make_the_networks_grid_huge() -> None:
+    image = Image(np.zeros((1, 8, 8, 8), np.uint8), Geometry((8, 8, 8), np.diag([1000.0, 1000, 1000, 1])))
+    with pytest.raises(LimitExceeded, match="8000 x 8000 x 8000 voxels"):
+        Preparation(spacing_mm=(1, 1, 1)).apply(image)
 
 
 @pytest.mark.parametrize("intensity", [Percentile(), ZScore(), Window(lower=0, upper=1)])

@@ -60,6 +60,15 @@ def test_areas_and_volumes_only_where_sizes_are_known() -> None:
     assert set(task.scores(flat, unknown.restore(flat, labels=True), unknown)) == {"label 1_voxels", "label 2_voxels"}
 
 
+def test_volumes_of_a_tilted_gantry_are_those_of_its_slanted_voxels() -> None:
+    affine = tilted_affine((2.5, 0.8, 1.1))
+    affine[:3, 0] += 2 * affine[:3, 1]  # each slice is moved along its rows: no voxel becomes larger
+    volume = Image(np.ones((1, 2, 3, 4), np.uint8), Geometry((2, 3, 4), affine))
+    prepared = Preparation().apply(volume)
+    scores = Segmentation(labels=labels(1)).scores(volume.pixels, volume, prepared)
+    assert scores["label 1_mm3"] == pytest.approx(24 * 2.5 * 0.8 * 1.1)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

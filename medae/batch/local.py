@@ -16,7 +16,7 @@ from medae.batch.manifest import Item
 from medae.errors import InputError, MedaeError, OutputError
 from medae.io import read_image
 from medae.io.answer import AnswerFile, write_files
-from medae.predictor import Predictor
+from medae.predictor import Predictor, check_call
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ def predict_items(
     """
     require_writable(out)
     answers.check_output(output, predictor.package)
+    check_call(predictor.package, threshold=threshold)
     outcomes: list[Outcome] = []
     with record.recording(out, "predict", digests={"package": predictor.package.digest}) as run:
         run.facts |= {"output": output, "threshold": threshold}
@@ -140,4 +141,5 @@ def _results(outcomes: Sequence[Outcome]) -> AnswerFile:
     table = csv.DictWriter(text, [*COLUMNS[:3], *scores, *COLUMNS[3:]], restval="")
     table.writeheader()
     table.writerows(rows)
-    return AnswerFile("results.csv", "text/csv", text.getvalue().encode())
+    # a file's name may hold bytes that are no text
+    return AnswerFile("results.csv", "text/csv", text.getvalue().encode(errors="backslashreplace"))

@@ -15,6 +15,9 @@ item with a reason, and is not passed over. Whether a file really is an image, i
 
 HEAD_BYTES = 132
 
+STEM_BYTES = 200
+"""File systems take names of 255 bytes."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -116,14 +119,21 @@ def _items(named: Sequence[Path], found: Sequence[Path]) -> Iterator[Item]:
 
 def _stem(group: Sequence[Path]) -> str:
     """What answers are called after: the file without its endings, or the folder of a series."""
-    first = group[0].resolve()
+    first = Path(os.path.abspath(group[0]))  # a link keeps its own name: what it points to may be called by a digest
     if len(group) > 1:
-        return first.parent.name or "series"
+        return _printable(first.parent.name) or "series"
     name = first.name
     for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix):
-            return name[: -len(suffix)] or "image"
-    return name
+            name = name[: -len(suffix)]
+            break
+    return _printable(name) or "image"
+
+
+def _printable(name: str) -> str:
+    """A name that any file system takes, also with a number and the suffix of an answer behind it."""
+    clean = "".join(letter if letter.isprintable() and letter not in "\\/" else "_" for letter in name)
+    return clean.encode()[:STEM_BYTES].decode(errors="ignore")
 
 
 def _unique(stem: str, taken: set[str]) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from medae.batch.local import Outcome
 from medae.batch.manifest import Manifest
-from medae.errors import OutputError
+from medae.errors import OutputError, UsageError
 
 
 class Progress:
@@ -42,6 +42,8 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bar.stop()
+        if isinstance(error, UsageError) and not isinstance(error, OutputError):
+            return  # the call was wrong: nothing was begun
         counts = ", ".join(f"{count} {status}" for status, count in self._counts.items() if count) or "nothing done"
         over = f"; files passed over as no images: {self._passed_over}" if self._passed_over else ""
         written = "" if isinstance(error, OutputError) else f"; results in {self._out / 'results.csv'}"

@@ -18,7 +18,7 @@ from medae.errors import InputError, SettingsError, UnfitImage
 from medae.experiment import Experiment
 from medae.image import Image
 from medae.metrics.detection import NORMAL
-from medae.preparation import Prepared
+from medae.preparation import Prepared, stretched
 from medae.record import Run
 from medae.resample import resample_onto
 from medae.tasks import Anomaly, Restoration, Segmentation
@@ -85,10 +85,10 @@ def _prepared(loaded: LoadedCase, experiment: Experiment) -> PreparedCase:
 def _in_range_of(prepared: Prepared, target: Image) -> NDArray[np.float32]:
     """A clean image on the grid and in the range of its noisy one, whose range is all that is known in use."""
     on_grid = resample_onto(target, prepared.image.geometry)
-    pixels = on_grid.pixels[: prepared.image.channels].astype(np.float32)  # grey stored as colour is grey
+    pixels = on_grid.pixels[: prepared.image.channels]  # grey stored as colour is grey
     if len(pixels) != prepared.image.channels:
         raise UnfitImage(f"image and target have {prepared.image.channels} and {len(pixels)} channels; give both alike")
-    values = (pixels - np.float32(prepared.lower)) * np.float32(1 / prepared.scale)
+    values = stretched(pixels, prepared.lower, prepared.scale)
     return values.clip(0, 1) if prepared.clipped else values
 
 

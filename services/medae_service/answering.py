@@ -16,6 +16,7 @@ from medae.answers import Output, answer_files, check_output, summary
 from medae.errors import MedaeError, UsageError
 from medae.image import Image
 from medae.io.answer import AnswerFile
+from medae.predictor import check_call
 from medae_service import metrics
 from medae_service.engine import Ticket
 from medae_service.models import Endpoint, Model
@@ -50,7 +51,7 @@ class Question:
     def require_fit(self, model: Model) -> None:
         """Raises UsageError for what this model does not know; before any upload."""
         check_output(self.output, model.package)
-        model.card.task.check_threshold(self.threshold)
+        check_call(model.package, threshold=self.threshold)
         if self.noise is not None:  # no task knows it by now
             raise UsageError(f"the model {model.card.name} finds the noise by itself; leave `noise` out")
 
