@@ -449,12 +449,13 @@ def test_the_asynchronous_client_asks_again(monkeypatch: pytest.MonkeyPatch) -> 
         await send({"type": "http.response.body", "body": b'{"scores": {}, "files": []}'})
 
     app = Faulty(ready, (429, {"Retry-After": "2"}), (503, {}))
-    monkeypatch.setattr("medae.client.calls.asyncio.sleep", sleep)
 
     async def scenario() -> Any:
         async with in_process(app) as client:
             return await client.segment(png())
 
+    # the name in the client's own module: servers of other tests wait in asyncio at the same time
+    monkeypatch.setattr("medae.client.calls.sleep_async", sleep)
     assert asyncio.run(scenario()).summary == {"scores": {}, "files": []}
     assert len(waited) == 2 and waited[0] >= 2 and all(png() in body for body in app.seen)
 

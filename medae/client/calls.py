@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from asyncio import sleep as sleep_async
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -332,7 +333,7 @@ class AsyncClient(_Asks):
             if pause is None:
                 break
             _forget(outcome)
-            await asyncio.sleep(pause)
+            await sleep_async(pause)
         return _reply(outcome)
 
     async def _once(self, question: Question) -> Reply | httpx.TransportError:
