@@ -147,10 +147,12 @@ def _values(prediction: Prediction) -> NDArray[np.float32]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, help="the demo's models, as `medae demo` leaves them: demo/models")
+    parser.add_argument("--only", default="", help="models whose name holds this")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     keep_heap()
-    found = [measure(name, package, arguments.repeats) for name, package in packages(arguments.models)]
+    chosen = [(name, package) for name, package in packages(arguments.models) if arguments.only in name]
+    found = [measure(name, package, arguments.repeats) for name, package in chosen]
     rows = [
         (one.name, one.planned, f"{one.difference:.1e}", one.wall, one.cpu, one.forward_seconds, one.same_bits)
         for one in found

@@ -40,11 +40,10 @@ class Segmentation(Task):
         dtype = np.uint8 if len(self.labels) < 256 else np.uint16
         if threshold is not None:
             foreground = 1 - softmax(output)[:1] >= threshold
-            return np.where(foreground, 1 + output[1:].argmax(axis=0, keepdims=True), 0).astype(dtype)
-        if len(self.labels) == 1:  # a comparison is many times faster than argmax
+            return np.where(foreground, 1 + _likeliest(output[1:], dtype), 0).astype(dtype)
+        if len(self.labels) == 1:
             return (output[1:] > output[:1]).astype(dtype)
-        labels: NDArray[Any] = output.argmax(axis=0, keepdims=True).astype(dtype)
-        return labels
+        return _likeliest(output, dtype)
 
     def probabilities(self, output: NDArray[Any]) -> NDArray[np.float32]:
         """(labels, *spatial) in 0..1, without the background."""
@@ -82,3 +81,14 @@ def _voxel_size(geometry: Geometry) -> _Size | None:
     if geometry.shape[0] > 1:
         return _Size("mm3", float(abs(s @ area)))
     return _Size("mm2", float(np.linalg.norm(area)))
+
+
+def _likeliest(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """(labels, *spatial) -> (1, *spatial): argmax over labels, in half the time of numpy's."""
+    best = values[:1].copy()
+    labels = np.zeros(best.shape, dtype)
+    for label in range(1, len(values)):
+        candidate = values[label : label + 1]
+        np.putmask(labels, candidate > best, dtype(label))
+        np.maximum(best, candidate, out=best)
+    return labels
