@@ -80,8 +80,7 @@ def _default(prediction: Prediction, package: ModelPackage, stem: str) -> list[A
     if isinstance(task, Segmentation):
         return io.encode_labels(prediction.image, stem=stem, labels_info=task.labels, algorithm=algorithm)
     if task.kind == "restoration":
-        description = f"Restored by {algorithm.name} {algorithm.version}"
-        return io.encode_restored(prediction.image, stem=stem, algorithm=algorithm, description=description)
+        return io.encode_restored(prediction.image, stem=stem, algorithm=algorithm, description="restored")
     maps = io.encode_map(prediction.image, stem=stem, maximum=_map_maximum(package), algorithm=algorithm)
     return [summary_file(prediction, stem=stem, files=maps), *maps]
 

@@ -309,3 +309,21 @@ def test_no_patient_in_logs_or_warnings(recwarn):
         logging.getLogger().removeHandler(handler)
     assert not [record for record in heard if "Mustermannova" in record.getMessage() or "XXXX" in record.getMessage()]
     assert not [warning for warning in recwarn.list if "medae" in warning.filename]
+
+
+def test_a_restored_series_says_once_who_made_it() -> None:
+    """Through the answers of a package: the series keeps its name, the derivation names the model and its digest."""
+    from medae.answers import answer_files
+    from medae.predictor import Predictor
+    from medae.preparation import Percentile, Preparation
+    from medae.tasks import Restoration
+    from tests.conftest import untrained_package
+
+    package = untrained_package(
+        Restoration(), {"kind": "dncnn", "depth": 2, "features": 4}, Preparation(intensity=Percentile())
+    )
+    image = read_dicom([sample("CT_small.dcm")])
+    (file,) = answer_files(Predictor(package)(image), package, stem="ct", original=image)
+    answer = dcmread(BytesIO(file.data))
+    assert answer.SeriesDescription.endswith("restored (AI)")
+    assert answer.DerivationDescription == f"restored by untrained 0.1 {package.digest}"
