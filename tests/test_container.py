@@ -91,7 +91,12 @@ def test_what_is_copied_exists_and_enters_the_build() -> None:
 
 
 def test_the_build_has_all_of_the_wheel_and_nothing_else() -> None:
-    for path in ("medae/cli.py", "medae/report/page.html", "services/medae_service/app.py", "configs/README.md"):
+    for path in (
+        "medae/cli/__init__.py",
+        "medae/report/page.html",
+        "services/medae_service/app.py",
+        "configs/README.md",
+    ):
         assert (ROOT / path).exists() and not ignored(path), path
     for path in (
         ".git/config",

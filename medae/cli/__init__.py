@@ -1,22 +1,21 @@
 """The command-line door: it parses, calls and exits. Rooms are imported when they are called: --help is instant."""
 
-import json
 import logging
 import signal
 import sys
 import warnings
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medae import __version__
+from medae.cli.options import AsJson, Device, Inputs, Out, Output, Package, keep_heap, require_existing
+from medae.cli.terminal import complain, print_json, stderr
+from medae.cli.tokens import token
 from medae.errors import InputError, MedaeError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from medae.evaluation import CaseResult
 
 app = typer.Typer(
@@ -28,17 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Package = Annotated[
-    str, typer.Argument(metavar="PACKAGE", help="A folder, or a name from `medae models`.", show_default=False)
-]
-Inputs = Annotated[
-    list[str],
-    typer.Argument(metavar="INPUT", help="Images, folders of them, DICOM series, patterns.", show_default=False),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-Output = Literal["default", "probabilities", "labels-nifti", "summary", "overlay"]
+app.add_typer(token)
 
 
 def main() -> None:
@@ -47,25 +36,8 @@ def main() -> None:
     try:
         app()
     except MedaeError as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(error.exit_code)
-
-
-@cache
-def _stderr() -> "Console":
-    """One console for errors, log and progress, so that they do not write over each other."""
-    from rich.console import Console
-
-    return Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def _complain(message: str) -> None:
-    _stderr().print("[bold red]error:[/] ", end="")
-    _stderr().print(message, markup=False)
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
 def _show_version(wanted: bool) -> None:
@@ -81,8 +53,8 @@ def _common(
 ) -> None:
     from rich.logging import RichHandler
 
-    handler: logging.Handler = RichHandler(console=_stderr(), show_time=False, show_path=False)
-    if not _stderr().is_terminal:  # a file has no width to wrap to
+    handler: logging.Handler = RichHandler(console=stderr(), show_time=False, show_path=False)
+    if not stderr().is_terminal:  # a file has no width to wrap to
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     for name in ("medae", "medae_service"):
@@ -130,10 +102,10 @@ def evaluate(
     from medae.package import load
 
     model = load(package)
-    _keep_heap()
+    keep_heap()
     require_writable(out)
     evaluation = evaluate(model, cases, out, watch=_say_measured)
-    _print_json(evaluation.metrics)
+    print_json(evaluation.metrics)
     if any(result.reason is not None for result in evaluation.cases):
         raise typer.Exit(InputError.exit_code)
 
@@ -157,13 +129,13 @@ def predict(
     from medae.package import load
     from medae.predictor import Predictor
 
-    _require_existing(inputs)
+    require_existing(inputs)
     model = load(package)
-    _keep_heap()
+    keep_heap()
     predictor = Predictor(model, device=device)
     require_writable(out)
     manifest = list_items(inputs, out=out)
-    with Progress(manifest, out, _stderr()) as watch:
+    with Progress(manifest, out, stderr()) as watch:
         outcomes = predict_items(predictor, manifest.items, out, output=output, threshold=threshold, watch=watch)
     if any(outcome.status == "fault" for outcome in outcomes):
         raise typer.Exit(1)
@@ -173,24 +145,9 @@ def predict(
 
 def _say_measured(result: "CaseResult") -> None:
     if result.reason is None:
-        _stderr().print(f"{result.id}: measured", markup=False)
+        stderr().print(f"{result.id}: measured", markup=False)
     else:
-        _complain(f"{result.id}: {result.reason}")
-
-
-def _keep_heap() -> None:
-    """This process only infers, and ends with the command."""
-    from medae.backends.torch import keep_heap
-
-    keep_heap()
-
-
-def _require_existing(inputs: list[str]) -> None:
-    from medae.batch.manifest import expand
-
-    for value in inputs:
-        if not expand(value):
-            raise typer.BadParameter(f"{value}: no such file or folder", param_hint="INPUT")
+        complain(f"{result.id}: {result.reason}")
 
 
 @app.command()
@@ -204,10 +161,10 @@ def info(
     try:
         description = describe(thing)
     except InputError as error:
-        _complain(f"{thing}: {error}")
+        complain(f"{thing}: {error}")
         raise typer.Exit(error.exit_code) from None
     if as_json:
-        _print_json(description)
+        print_json(description)
     else:
         show(description)
 
@@ -219,7 +176,7 @@ def models(as_json: AsJson = False) -> None:
 
     found = list_models()
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         show_models(found)
 
@@ -234,7 +191,7 @@ def check(
     from medae.inspection import check_item
     from medae.package import load
 
-    _require_existing(inputs)
+    require_existing(inputs)
     model = load(package) if package else None
     findings = [check_item(item, model) for item in list_items(inputs).items]
     for finding in findings:
@@ -250,7 +207,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json(findings)
+        print_json(findings)
     else:
         show(findings)
 
@@ -281,48 +238,6 @@ def serve(
         allowed_hosts=allowed_host or (),
         config=config,
     )
-
-
-TokenFile = Annotated[Path, typer.Option("--file", help="The token file of a service.", show_default=False)]
-TokenName = Annotated[str, typer.Argument(metavar="NAME", help="Whose token it is.", show_default=False)]
-token = typer.Typer(name="token", help="Make, list and revoke the tokens of a service.", no_args_is_help=True)
-app.add_typer(token)
-
-
-@token.command("new")
-def new_token(
-    name: TokenName,
-    file: TokenFile,
-    scope: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="segment, restore, score, models, metrics or admin (all); by default the first four.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Print a new token: once, here. FILE keeps only its hash; a running service takes it from now on."""
-    from medae_service import tokens
-
-    typer.echo(tokens.new(file, name, scope or tokens.CLIENT_SCOPES))
-
-
-@token.command("list")
-def list_tokens(file: TokenFile) -> None:
-    """Whose tokens FILE has, and what each may do; never a token."""
-    from medae_service import tokens
-
-    for entry in tokens.read(file):
-        scopes = ",".join(scope for scope in tokens.SCOPES if scope in entry.scopes)
-        typer.echo(f"{entry.name}\t{scopes}" + ("\tin plain text" if entry.plain else ""))
-
-
-@token.command("revoke")
-def revoke_token(name: TokenName, file: TokenFile) -> None:
-    """Remove a token from FILE; a running service refuses it from now on."""
-    from medae_service import tokens
-
-    tokens.revoke(file, name)
 
 
 @app.command()
