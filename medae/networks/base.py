@@ -176,5 +176,6 @@ def pad(x: Tensor, multiple: int, least: int = 1) -> Tensor:
 
 def crop(y: Tensor, like: Tensor) -> Tensor:
     """The near part of y at the spatial size of `like`."""
-    near = tuple(slice(size) for size in like.shape[2:])
-    return y[(..., *near)]
+    for axis, size in enumerate(reversed(like.shape[2:]), start=1):
+        y = y.narrow(-axis, 0, size)
+    return y
