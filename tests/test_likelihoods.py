@@ -125,7 +125,11 @@ def test_bits_of_a_wide_gaussian_are_density_times_level():
 def test_bits_far_in_the_tail_are_finite():
     target = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 3, 1)
     for mean in (-3.0, 0.25, 4.0):
-        bits = GaussianLikelihood(variance=1e-4).build().bits_per_value(Output(torch.full_like(target, mean), None), target)
+        bits = (
+            GaussianLikelihood(variance=1e-4)
+            .build()
+            .bits_per_value(Output(torch.full_like(target, mean), None), target)
+        )
         assert math.isfinite(bits.item()) and bits >= 0
 
 
@@ -182,10 +186,9 @@ def test_half_precision_says_are_judged_in_full():
     mean = torch.rand(1, 1, 4, 4, generator=draws(1)).bfloat16()
     for objective in (CategoricalLikelihood(), BernoulliLikelihood(), GaussianLikelihood(variance="learned")):
         chosen = logits if objective.kind == "categorical" else logits[:, :, 0]
-        low, high = (
-            Loss([objective])(Output(m, None, log_variance=v, logits=l), target, 1.0)[0]
-            for m, v, l in ((mean, logits[:, :, 0], chosen), (mean.float(), logits[:, :, 0].float(), chosen.float()))
-        )
+        said = Output(mean, None, log_variance=logits[:, :, 0], logits=chosen)
+        exact = Output(mean.float(), None, log_variance=logits[:, :, 0].float(), logits=chosen.float())
+        low, high = (Loss([objective])(output, target, 1.0)[0] for output in (said, exact))
         assert low.dtype == torch.float32
         assert torch.equal(low, high)
 

@@ -51,4 +51,4 @@ def _slices(x: Tensor) -> Tensor:
 
 def _volumes(y: Tensor, like: Tensor) -> Tensor:
     """Back from `_slices`."""
-    return y if like.ndim == 4 else y.unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
+    return y if like.ndim == 4 else y.reshape(like.shape[0], like.shape[2], *y.shape[1:]).transpose(1, 2)

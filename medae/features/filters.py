@@ -1,9 +1,9 @@
 """Features without any weights: blur and Gabor energy at three scales.
 
 What a simple model of the first visual cortex sees (Adelson and Bergen 1985, doi:10.1364/JOSAA.2.000284). The energy of
-an even and an odd Gabor filter says how much of a texture there is, whatever its phase. That is the point of it: the mean
-squared difference of *linear* features is smallest for the mean of all likely images, as it is for voxels, so that only
-something that is not linear makes a reconstruction sharper.
+an even and an odd Gabor filter says how much of a texture there is, whatever its phase. That is the point of it: the
+mean squared difference of *linear* features is smallest for the mean of all likely images, as it is for voxels, so that
+only something that is not linear makes a reconstruction sharper.
 """
 
 from collections.abc import Iterator

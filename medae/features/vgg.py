@@ -1,4 +1,5 @@
-"""VGG16 (Simonyan 2015, https://arxiv.org/abs/1409.1556) as far as its features go; the weights are a file of the user's.
+"""VGG16 (Simonyan 2015, https://arxiv.org/abs/1409.1556) as far as its features go; the weights are a file of the
+user's.
 
 Any file in torchvision's format does: `vgg16-397923af.pth`, or the same tensors as safetensors. Only
 `features.N.weight` and `features.N.bias` are read, and nothing in the file is executed.
@@ -40,9 +41,7 @@ class VGG16Features(Features):
         """Raises SettingsError where the file is not there, or is not one of VGG16."""
         network, state = cls(), _read(path)
         needed = network.state_dict()
-        wrong = [
-            name for name, value in needed.items() if name not in state or tuple(state[name].shape) != value.shape
-        ]
+        wrong = [name for name, value in needed.items() if name not in state or tuple(state[name].shape) != value.shape]
         if wrong:
             raise SettingsError(
                 f"the perceptual weights are not those of a VGG16 as torchvision stores them: {wrong[0]} is missing or "

@@ -26,8 +26,6 @@ class ObjectiveSettings(Settings, ABC):
     """Kinds of task whose target it understands."""
     compares: ClassVar[bool] = True
     """Whether it compares the prediction with the target; without any that does, nothing is learnt."""
-    bounded: ClassVar[bool] = False
-    """Whether it understands values in 0..1 only."""
 
     kind: str
     weight: PositiveFloat = 1.0
@@ -35,7 +33,8 @@ class ObjectiveSettings(Settings, ABC):
 
     @property
     def needs(self) -> Mapping[str, frozenset[str]]:
-        """What the network must have: its attributes (`latent`, or a setting such as `decoder`) -> the values that fit."""
+        """What the network must have: its attributes (`latent`, or a setting such as `decoder`) -> the values that
+        fit."""
         return {}
 
     @property

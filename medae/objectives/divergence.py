@@ -15,12 +15,12 @@ from medae.objectives.base import RECONSTRUCTION, ObjectiveSettings, Term
 class KL(ObjectiveSettings):
     """KL(N(mean, variance) || N(0, 1)): summed over a sample's latent, divided by its number of image values.
 
-    So it is in nats per image value, and means the same for any size of patch and latent. Beside a likelihood (`gaussian`,
-    `bernoulli`, `categorical`), which is in nats per image value too, beta is the literature's: 1 is the evidence bound
-    (Kingma 2014, https://arxiv.org/abs/1312.6114), more presses for a simpler code (Higgins 2017). Beside `mse`, a mean
-    over image values, beta is twice the variance v that reconstructions are expected to miss by, times the literature's:
-    mse + 2 v kl is 2 v times the bound of a decoder with that noise, up to a constant. .02 expects them to be off by .1
-    of the range.
+    So it is in nats per image value, and means the same for any size of patch and latent. Beside a likelihood
+    (`gaussian`, `bernoulli`, `categorical`), which is in nats per image value too, beta is the literature's: 1 is the
+    evidence bound (Kingma 2014, https://arxiv.org/abs/1312.6114), more presses for a simpler code (Higgins 2017).
+    Beside `mse`, a mean over image values, beta is twice the variance v that reconstructions are expected to miss by,
+    times the literature's: mse + 2 v kl is 2 v times the bound of a decoder with that noise, up to a constant. .02
+    expects them to be off by .1 of the range.
     """
 
     applies_to: ClassVar[frozenset[str]] = RECONSTRUCTION
@@ -28,10 +28,11 @@ class KL(ObjectiveSettings):
 
     kind: Literal["kl"] = "kl"
     beta: PositiveFloat = 0.02
-    """Beside `mse`: twice the variance that is expected; beside a likelihood: the literature's, of which 1 is neutral."""
+    """Beside `mse`: twice the variance that is expected; beside a likelihood: the literature's, of which 1 is
+    neutral."""
     warm_up: float = Field(default=0.1, ge=0, le=1)
-    """beta rises linearly from 0 over this part of each cycle, so that the latent is used before it is priced; 0: beta is
-    constant."""
+    """beta rises linearly from 0 over this part of each cycle, so that the latent is used before it is priced; 0: beta
+    is constant."""
     cycles: PositiveInt = 1
     """beta starts again from 0 so many times (Fu 2019, https://arxiv.org/abs/1903.10145, who takes 4 and a warm-up of
     .5)."""

@@ -1,10 +1,11 @@
 """Likelihoods: what the decoder says is a distribution of images, and the truth should be likely in it.
 
-Each term is the mean of -log p(value) over all image values, in nats. `kl` is in nats per image value too, so a likelihood
-and `kl` with beta 1 are the negative evidence bound itself, and beta is the beta of the literature (Higgins 2017).
+Each term is the mean of -log p(value) over all image values, in nats. `kl` is in nats per image value too, so a
+likelihood and `kl` with beta 1 are the negative evidence bound itself, and beta is the beta of the literature (Higgins
+2017).
 
-Between likelihoods only bits per value of 8-bit images compare: `bits_per_value` is the probability of the grey level, not
-a density. That of a gaussian is its integral over the level, the ends of the range taking the rest (Salimans 2017,
+Between likelihoods only bits per value of 8-bit images compare: `bits_per_value` is the probability of the grey level,
+not a density. That of a gaussian is its integral over the level, the ends of the range taking the rest (Salimans 2017,
 https://arxiv.org/abs/1701.05517); for deviations of many levels it is -log2 of the density + log2(255).
 """
 
@@ -30,10 +31,11 @@ LEAST_VARIANCE = (1 / 255) ** 2 / 12
 class GaussianLikelihood(ObjectiveSettings):
     """Normal around the prediction; with `kl`, the VAE of continuous images.
 
-    variance: a number: fixed (`mse`, in other units). `optimal`: one for all values, the mean squared error itself, which
-    is what the likelihood is greatest for: sigma-VAE (Rybkin 2021, https://arxiv.org/abs/2006.13202), which balances the
-    reconstruction against `kl` by itself. `learned`: the decoder says one for each voxel (the network's `decoder:
-    gaussian`), so that what cannot be known, such as noise and edges, weighs less (Kendall 2017; AE-U, Mao 2020).
+    variance: a number: fixed (`mse`, in other units). `optimal`: one for all values, the mean squared error itself,
+    which is what the likelihood is greatest for: sigma-VAE (Rybkin 2021, https://arxiv.org/abs/2006.13202), which
+    balances the reconstruction against `kl` by itself. `learned`: the decoder says one for each voxel (the network's
+    `decoder: gaussian`), so that what cannot be known, such as noise and edges, weighs less (Kendall 2017; AE-U, Mao
+    2020).
     """
 
     applies_to: ClassVar[frozenset[str]] = RECONSTRUCTION
@@ -51,11 +53,11 @@ class GaussianLikelihood(ObjectiveSettings):
 
 
 class BernoulliLikelihood(ObjectiveSettings):
-    """Each value is a probability of white (the network's `decoder: bernoulli`): for masks and ink, and, as a habit of the
-    field, for grey values too, of which it is no distribution (Loaiza-Ganem 2019, https://arxiv.org/abs/1907.06845)."""
+    """Each value is a probability of white (the network's `decoder: bernoulli`): for masks and ink, and, as a habit of
+    the field, for grey values too, of which it is no distribution (Loaiza-Ganem 2019,
+    https://arxiv.org/abs/1907.06845)."""
 
     applies_to: ClassVar[frozenset[str]] = RECONSTRUCTION
-    bounded: ClassVar[bool] = True
 
     kind: Literal["bernoulli"] = "bernoulli"
 
@@ -72,7 +74,6 @@ class CategoricalLikelihood(ObjectiveSettings):
     of as many outputs (van den Oord 2016, https://arxiv.org/abs/1601.06759)."""
 
     applies_to: ClassVar[frozenset[str]] = RECONSTRUCTION
-    bounded: ClassVar[bool] = True
 
     kind: Literal["categorical"] = "categorical"
 
@@ -128,7 +129,8 @@ class _Gaussian(LikelihoodTerm):
         turned = lower > 0
         lower, upper = torch.where(turned, -upper, lower), torch.where(turned, -lower, upper)
         low, high = torch.special.log_ndtr(lower), torch.special.log_ndtr(upper)
-        return -(high + torch.log1p(-torch.exp(low - high))).mean() / math.log(2)
+        log_probability: Tensor = high + torch.log1p(-torch.exp(low - high))
+        return -log_probability.mean() / math.log(2)
 
 
 class _Bernoulli(LikelihoodTerm):

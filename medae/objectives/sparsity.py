@@ -2,7 +2,8 @@
 
 The literature's lambda is `weight`. The code is `latent.point()`, after its activation; of a spatial code, a unit is a
 channel, seen at all places. Terms are means over units, so that a weight means the same for any width of the code. With
-the mean `mse` of n image values and s units, Ng's `1/2 sum of squares + beta x sum over units` is weight = 2 beta s / n.
+the mean `mse` of n image values and s units, Ng's `1/2 sum of squares + beta x sum over units` is weight = 2 beta s /
+n.
 """
 
 from abc import abstractmethod
