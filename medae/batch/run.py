@@ -1,0 +1,181 @@
+"""A batch from its settings to its results: plan, what is left, engine, journal, table."""
+
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from medae import record
+from medae.batch import journal, lease, results
+from medae.batch.folder import Folder, not_taken, require_writable
+from medae.batch.journal import Journal, Staged
+from medae.batch.lane import Order, make_hand
+from medae.batch.local import Inline, LocalEngine, cores
+from medae.batch.manifest import Item, Listing
+from medae.batch.plan import Plan, known_ids, write_plan
+from medae.batch.resume import Left, left
+from medae.batch.settings import BatchSettings, Model, load_models
+from medae.batch.work import Outcome
+from medae.errors import UsageError
+from medae.io import DEFAULT_LIMITS
+from medae.io.answer import AnswerFile, write_files
+
+logger = logging.getLogger(__name__)
+
+FAN_OUT = 10_000
+"""Cases above which answers are spread over 256 folders."""
+
+
+class Engine(Protocol):
+    """Answers cases, in any order."""
+
+    def run(self, items: Iterator[Item], room: Callable[[], int]) -> Iterator[tuple[Outcome, ...]]:
+        """The outcomes of each case; an empty one now and then, for the clock. Raises what concerns the whole batch.
+
+        room: how many cases may be in work or done and not committed.
+        """
+
+
+class Watch(Protocol):
+    """Sees a batch go on."""
+
+    def begin(self, total: int, before: int) -> None:
+        """total: cases of this process, with those that were finished `before`."""
+
+    def see(self, outcomes: Sequence[Outcome]) -> None:
+        """One more case."""
+
+
+def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> results.Counts:
+    """Do what is left of a batch, and write its table. again: also what had failed.
+
+    Stopped at any moment, it goes on from its last commit when it is called again. Raises UsageError for a call that
+    does not fit what lies in the output folder, OutputError where that does not take what is written.
+    """
+    require_writable(settings.out)
+    folder = Folder(settings.out.absolute())
+    folder.segments.mkdir(parents=True, exist_ok=True)
+    models = load_models(settings)
+    with lease.held(folder, settings.part) as held:
+        plan = _plan(folder, settings, models, first=held.first)
+        work = left(folder, plan, models, settings, again=again)
+        held.share()
+        digests = {f"package {model.name}": model.package.digest for model in models}
+        with record.recording(settings.out, "batch", digests=digests | {"plan": plan.digest}) as noted:
+            noted.facts |= {"shard": settings.shard, "output": settings.output, "threshold": settings.threshold}
+            _work(folder, plan, models, settings, work, watch)
+            counts = finish(folder, plan, models)
+            noted.facts["counts"] = {
+                name: getattr(counts, name) for name in ("total", "done", "failed", "fault", "left")
+            }
+    return counts
+
+
+def _plan(folder: Folder, settings: BatchSettings, models: Sequence[Model], *, first: bool) -> Plan:
+    """The plan that holds from now on; of those who work together, the first makes it."""
+    wanted = described(settings, models)
+    if not first:
+        if json.loads(folder.settings.read_text())["models"] != wanted["models"]:
+            raise UsageError("other processes are at work in this output folder with other models or settings")
+        return Plan.open(folder.plan)
+    journal.sweep(folder)
+    known = known_ids(folder.plan)
+    listing = Listing(settings.inputs, out=settings.out, allow=settings.allow, known=known)
+    plan = write_plan(listing, folder.plan)
+    write_files([AnswerFile("batch.json", "application/json", json.dumps(wanted, indent=2).encode())], folder.own)
+    return plan
+
+
+def described(settings: BatchSettings, models: Sequence[Model]) -> dict[str, Any]:
+    """batch.json: enough to go on without the command that began."""
+    paths = {"packages": [str(model.folder) for model in models]}
+    return {
+        "settings": settings.model_dump(mode="json", exclude={"out"}) | paths,
+        "models": {model.name: model.key for model in models},
+    }
+
+
+def recorded(out: Path) -> BatchSettings:
+    """The settings of the batch in a folder. Raises UsageError where there is none."""
+    return BatchSettings.model_validate(_batch_json(out)["settings"] | {"out": out})
+
+
+def recorded_models(out: Path) -> list[str]:
+    """What the batch in a folder calls its models. Raises UsageError where there is none."""
+    return list(_batch_json(out)["models"])
+
+
+def _batch_json(out: Path) -> dict[str, Any]:
+    try:
+        said: dict[str, Any] = json.loads(Folder(out).settings.read_text())
+    except (OSError, ValueError):
+        raise UsageError("there is no batch in this folder; start one with `medae batch run`") from None
+    return said
+
+
+def _work(
+    folder: Folder, plan: Plan, models: Sequence[Model], settings: BatchSettings, work: Left, watch: Watch
+) -> None:
+    total = int(work.wanted.shape[1]) if settings.shard is None else None
+    watch.begin(work.cases if total is None else total, 0 if total is None else total - work.cases)
+    if not work.cases:
+        return
+    with _staging(folder) as staging:
+        put = Staged(staging, several=len(models) > 1, fan_out=plan.count > FAN_OUT)
+        book = Journal(folder, staging, {model.name: model.key for model in models}, max(settings.batch // 2, 1))
+        engine = _engine(_order(models, settings, put), settings, work.cases)
+        try:
+            for outcomes in engine.run(work.items(), lambda: settings.batch - book.pending):
+                if outcomes:
+                    book.add(outcomes)
+                    watch.see(outcomes)
+                else:
+                    book.tick()
+        finally:
+            book.commit()
+
+
+def _engine(order: Order, settings: BatchSettings, cases: int) -> Engine:
+    if settings.workers == 0:
+        return Inline(make_hand(order), order.limits, order.allow)
+    return LocalEngine(order, min(settings.workers or cores(), cases))
+
+
+def _order(models: Sequence[Model], settings: BatchSettings, put: Staged) -> Order:
+    return Order(
+        packages={model.name: model.folder for model in models},
+        put=put,
+        output=settings.output,
+        threshold=settings.threshold,
+        summaries=settings.summaries,
+        device=settings.device,
+        limits=DEFAULT_LIMITS,
+        allow=settings.allow,
+    )
+
+
+@contextmanager
+def _staging(folder: Folder) -> Iterator[Path]:
+    """A place for answers that are not committed."""
+    staging = folder.staging / uuid.uuid4().hex
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise not_taken(error) from None
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def finish(folder: Folder, plan: Plan, models: Sequence[Model]) -> results.Counts:
+    """The table of what is done by now. Raises OutputError."""
+    names = [model.name for model in models]
+    with lease.alone(folder):
+        results.write(folder, plan, names)
+        rows = journal.read(journal.segments(folder), ["id", "package", "status", "code"])
+        return results.count(plan, rows, names)
