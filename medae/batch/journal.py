@@ -138,7 +138,7 @@ class Journal:
         try:
             if any(outcome.kept for outcome in self._pending):
                 self._place([kept for outcome in self._pending for kept in outcome.kept])
-            _write_segment(self._folder.segments / name, records(self._pending, self._keys))
+            write_segment(self._folder.segments / name, records(self._pending, self._keys))
         except OSError as error:
             raise not_taken(error) from None
         self._count += 1
@@ -156,9 +156,9 @@ class Journal:
         sync(sorted(folders))
 
 
-def records(outcomes: Sequence[Outcome], keys: Mapping[str, str]) -> pa.RecordBatch:
+def records(outcomes: Sequence[Outcome], keys: Mapping[str, str]) -> pa.Table:
     """Rows of SCHEMA."""
-    return pa.RecordBatch.from_pylist([_row(outcome, keys) for outcome in outcomes], schema=SCHEMA)
+    return pa.Table.from_pylist([_row(outcome, keys) for outcome in outcomes], schema=SCHEMA)
 
 
 def _row(outcome: Outcome, keys: Mapping[str, str]) -> dict[str, Any]:
@@ -186,12 +186,13 @@ def _row(outcome: Outcome, keys: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _write_segment(path: Path, rows: pa.RecordBatch) -> None:
+def write_segment(path: Path, rows: pa.Table) -> None:
+    """Whole or not at all, and on disk. Raises OSError."""
     part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "xb") as file:
             with pa.ipc.new_file(file, SCHEMA) as writer:
-                writer.write_batch(rows)
+                writer.write_table(rows)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

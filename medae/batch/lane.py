@@ -1,18 +1,13 @@
 """One worker of the local engine: a child process that answers case after case, and ends with its parent.
 
-It is started with the descriptor of its end of a socket pair. The parent sends an Order, then Items, and closes its end
-at last; it gets back Ready, then lists of outcomes as they come, or a MedaeError that concerns the whole batch. What is
+It is started with the descriptor of its end of a socket pair. The parent sends an Order, gets back Ready, sends a Grant
+and then Items, and closes its end at last; what comes back are lists of outcomes as they come, or a MedaeError that concerns the whole batch. What is
 sent is pickled: both ends are ours, and nobody else can reach the pair.
 """
 
-import ctypes
-import logging
-import os
-import resource
-import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,12 +15,12 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import NamedTuple
 
+from medae.batch.confinement import confine
 from medae.batch.manifest import Item
+from medae.batch.memory import Grant, enforce, resident_bytes
 from medae.batch.work import Hand, Outcome, Put, decode
 from medae.errors import MedaeError
-from medae.io import Limits
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _FLUSH_SECONDS = 0.05
 _FLUSH_CASES = 16
 
@@ -41,11 +36,8 @@ class Order:
     threshold: float | None
     summaries: bool
     device: str
-    limits: Limits
     allow: tuple[str, ...] = ()
     parent: int = 0
-    memory: int | None = None
-    """Bytes that this process may hold; None: no limit."""
     shared: int | None = None
     """The descriptor of a channel to the process that has the device; None: infer here."""
 
@@ -67,25 +59,25 @@ def main() -> None:
     except MedaeError as error:
         channel.send(error)
         return
-    channel.send(Ready(resident_bytes()))
-    if order.memory is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (order.memory, order.memory))
     try:
-        _work(channel, hand, order)
+        channel.send(Ready(resident_bytes()))
+        grant: Grant = channel.recv()
+        enforce(grant)
+        _work(channel, hand, grant, order.allow)
     except MedaeError as error:
         channel.send(error)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         return
 
 
-def _work(channel: Connection, hand: Hand, order: Order) -> None:
+def _work(channel: Connection, hand: Hand, grant: Grant, allow: Sequence[str]) -> None:
     # a thread of its own takes what comes, so that the parent never waits for a slow case to hand out the next
     waiting: SimpleQueue[Item | None] = SimpleQueue()
     Thread(target=_receive, args=(channel, waiting), daemon=True).start()
     made: list[tuple[Outcome, ...]] = []
     since = time.monotonic()
     while (item := waiting.get()) is not None:
-        made.append(hand.answer(item, decode(item, order.limits, order.allow)))
+        made.append(hand.answer(item, decode(item, grant.limits, allow)))
         if len(made) >= _FLUSH_CASES or time.monotonic() - since > _FLUSH_SECONDS or waiting.empty():
             channel.send(made)
             made, since = [], time.monotonic()
@@ -105,9 +97,10 @@ def make_hand(order: Order) -> Hand:
     from medae.predictor import Predictor
 
     predictors = {}
+    device = None if order.shared is None else Connection(order.shared)
     for name, folder in order.packages.items():
         package = load(folder)
-        if order.shared is None:
+        if device is None:
             from medae.backends.torch import keep_heap
 
             keep_heap()
@@ -115,29 +108,5 @@ def make_hand(order: Order) -> Hand:
         else:
             from medae.batch.device import RemoteBackend
 
-            predictors[name] = Predictor(package, backend=RemoteBackend.join(order.shared, name))
+            predictors[name] = Predictor(package, backend=RemoteBackend.join(device, name))
     return Hand(predictors, order.put, output=order.output, threshold=order.threshold, summaries=order.summaries)
-
-
-def confine(parent: int) -> None:
-    """End with the parent, leave its signals to it, and say nothing that third parties warn of."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the call
-            raise SystemExit("the parent is gone")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    logging.getLogger().addHandler(logging.NullHandler())  # what they log can hold the data of a patient
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.getLogger("medae").addHandler(handler)
-    logging.getLogger("medae").setLevel(logging.WARNING)
-
-
-def resident_bytes(process: int | None = None) -> int:
-    """What a process holds in memory; 0 where the system does not say."""
-    try:
-        pages = int(Path(f"/proc/{process or 'self'}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    return pages * resource.getpagesize()

@@ -38,16 +38,16 @@ def held(folder: Folder, shard: Shard) -> Iterator[Lease]:
 
     Raises UsageError where another process works on this shard, or where others split the cases in another way.
     """
-    with _opened(folder, f"shard-{shard.index}.lock") as own, _opened(folder, "split.lock") as split:
+    with _opened(folder, f"shard-{shard.number}.lock") as own, _opened(folder, "split.lock") as split:
         if not _try(own, fcntl.LOCK_EX):
-            raise UsageError(f"another process is at work on shard {shard.index} in this output folder; wait for it")
+            raise UsageError(f"another process is at work on shard {shard.number} in this output folder; wait for it")
         while True:
             if _try(split, fcntl.LOCK_EX):
                 os.truncate(split, 0)
-                os.pwrite(split, str(shard.count).encode(), 0)
+                os.pwrite(split, str(shard.parts).encode(), 0)
                 yield Lease(True, split)
                 return
-            if _count(split) not in (0, shard.count):
+            if _count(split) not in (0, shard.parts):
                 raise UsageError(
                     f"other processes are at work in this output folder with {_count(split)} shards; wait for them, or "
                     "give another --out and merge"

@@ -6,20 +6,20 @@ not reported is done again, one case alone at a time, and only a case that ends 
 
 import logging
 import os
-import socket
-import subprocess
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
-from medae.batch.lane import Order, Ready
+from medae.batch.crew import Device, Worker
+from medae.batch.device import Post
+from medae.batch.lane import Order
 from medae.batch.manifest import Item
+from medae.batch.memory import Grant, resident_bytes, shared_out
 from medae.batch.work import Hand, Outcome, decode
 from medae.errors import MedaeError
-from medae.io import DEFAULT_LIMITS, Limits
 
 logger = logging.getLogger(__name__)
 
@@ -27,64 +27,21 @@ AHEAD_SECONDS = 0.5
 """So much work lies ready for a worker, while its parent commits; never more than AHEAD_MOST cases."""
 AHEAD_MOST = 32
 TICK_SECONDS = 0.5
-START_SECONDS = 300
 CHANCES = 2
 """How often a case may end a worker that had nothing else to do."""
 
 
-@dataclass
-class Worker:
-    """A child process, and what it has not reported yet."""
-
-    process: subprocess.Popen[bytes]
-    channel: Connection
-    open: deque[Item] = field(default_factory=deque)
-    alone: bool = False
-    """Whether it has a case that ended another worker: nothing else is given to it meanwhile."""
-    bytes: int = 0
-
-    @classmethod
-    def start(cls, order: Order, inherit: Sequence[int] = ()) -> "Worker":
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-c", "from medae.batch.lane import main; main()", str(theirs.fileno())],
-                pass_fds=[theirs.fileno(), *inherit],
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
-        worker = cls(process, Connection(ours.detach()))
-        worker.channel.send(replace(order, parent=os.getpid()))
-        return worker
-
-    def await_ready(self) -> None:
-        """Raises what the worker could not start for."""
-        if not self.channel.poll(START_SECONDS):
-            raise MedaeError(f"a worker did not start within {START_SECONDS} s; this machine has too much to do")
-        try:
-            said = self.channel.recv()
-        except (EOFError, OSError):
-            raise MedaeError(
-                "a worker ended while it started (its own message is above): there may be too little memory; "
-                "give fewer with --workers"
-            ) from None
-        if isinstance(said, MedaeError):
-            raise said
-        assert isinstance(said, Ready), "a worker begins with Ready"
-        self.bytes = said.bytes
-
-    def stop(self) -> None:
-        self.channel.close()
-        self.process.kill()
-        self.process.wait()
-
-
 class LocalEngine:
-    """`workers` processes; `order` says what each is to do."""
+    """`workers` processes; `order` says what each is to do. posts: the devices that they share, if any."""
 
-    def __init__(self, order: Order, workers: int) -> None:
+    def __init__(self, order: Order, workers: int, *, posts: Sequence[Post] = (), max_ram: int | None = None) -> None:
+        """max_ram: bytes of all processes together; where they do not do, there are fewer workers."""
         self._order = order
         self._count = workers
+        self._max_ram = max_ram
+        self._grant = Grant()
+        self._posts = posts
+        self._devices: list[Device] = []
         self._workers: list[Worker] = []
         self._suspects: deque[Item] = deque()
         self._ended: Counter[str] = Counter()
@@ -98,9 +55,7 @@ class LocalEngine:
         Raises what concerns the whole batch.
         """
         try:
-            self._workers = [Worker.start(self._order) for _ in range(self._count)]
-            for worker in self._workers:
-                worker.await_ready()
+            self._start()
             more = True
             while True:
                 more = self._hand_out(items, room) and more
@@ -110,6 +65,29 @@ class LocalEngine:
         finally:
             for worker in self._workers:
                 worker.stop()
+            for device in self._devices:
+                device.child.stop()
+
+    def _start(self) -> None:
+        for post in self._posts:
+            self._devices.append(Device.start(post))
+        if self._max_ram is not None:
+            self._hire(1)
+            first = self._workers[0]
+            others = resident_bytes() + sum(device.bytes for device in self._devices)
+            self._count, self._grant = shared_out(self._max_ram, others, first.bytes, self._count)
+        self._hire(self._count)
+        for worker in self._workers:
+            worker.grant(self._grant)
+
+    def _hire(self, count: int) -> None:
+        fresh = []
+        for number in range(len(self._workers), count):
+            device = self._devices[number % len(self._devices)] if self._devices else None
+            fresh.append(Worker.start(self._order, device))
+            self._workers.append(fresh[-1])
+        for worker in fresh:
+            worker.await_ready()
 
     def _hand_out(self, items: Iterator[Item], room: Callable[[], int]) -> bool:
         """Fills the workers' queues, the emptiest first; whether there may be more items."""
@@ -137,16 +115,15 @@ class LocalEngine:
         worker.open.append(item)
         try:
             worker.channel.send(item)
-        except OSError:  # it is gone; _collect finds out
-            logger.debug("a worker was gone before it got its case")
+        except OSError:
+            logger.debug("a worker was gone before it got its case")  # _collect finds out
 
     def _collect(self) -> Iterator[tuple[Outcome, ...]]:
-        channels = {worker.channel: worker for worker in self._workers}
+        channels: dict[Any, Worker] = {worker.channel: worker for worker in self._workers}
         heard = wait(list(channels), TICK_SECONDS)
         if not heard:
             yield ()
-        for channel in heard:
-            worker = channels[channel]  # type: ignore[index]
+        for worker in (channels[channel] for channel in heard):
             said: Any = None
             try:
                 said = worker.channel.recv()
@@ -162,10 +139,10 @@ class LocalEngine:
                 yield outcomes
 
     def _replace(self, worker: Worker) -> Iterator[tuple[Outcome, ...]]:
-        """A new worker for one that died; what it had not reported is suspected, one case twice suspected is lost."""
+        """A new worker for one that died; what it had not reported is suspected."""
         worker.stop()
         self._deaths += 1
-        logger.warning("a worker ended (%s); its cases are done again", worker.process.returncode)
+        logger.warning("a worker ended (%s); its cases are done again", worker.child.process.returncode)
         if worker.alone and worker.open:
             self._ended[worker.open[0].id] += 1
             if self._ended[worker.open[0].id] >= CHANCES:
@@ -173,13 +150,25 @@ class LocalEngine:
         elif self._deaths > 3 * self._count + 3:
             raise MedaeError("workers end again and again without finishing a case; is there too little memory?")
         self._suspects += worker.open
-        fresh = Worker.start(self._order)
+        device = None if worker.device is None else self._alive(worker.device)
+        fresh = Worker.start(self._order, device)
         self._workers[self._workers.index(worker)] = fresh
         fresh.await_ready()
+        fresh.grant(self._grant)
+
+    def _alive(self, device: Device) -> Device:
+        """The process of a device, or a new one where that has ended; its other workers end by themselves then."""
+        if device in self._devices and device.child.process.poll() is None:
+            return device
+        at = next(number for number, known in enumerate(self._devices) if known.post == device.post)
+        if self._devices[at].child.process.poll() is not None:
+            self._devices[at].child.stop()
+            self._devices[at] = Device.start(device.post)
+        return self._devices[at]
 
     def _lost(self, item: Item) -> tuple[Outcome, ...]:
         reason = (
-            "the process that worked on it ended, each time: it needs more memory than there is, or its file breaks it"
+            "the process that worked on it ended each time: it needs more memory than there is, or its file breaks it"
         )
         packages = item.packages or tuple(self._order.packages)
         return tuple(Outcome(item, "fault", code="fault", reason=reason, package=package) for package in packages)
@@ -190,13 +179,28 @@ class Inline:
     """The same in this process, for a few images."""
 
     hand: Hand
-    limits: Limits = DEFAULT_LIMITS
     allow: Sequence[str] = ()
 
     def run(self, items: Iterator[Item], room: Callable[[], int] = lambda: 1) -> Iterator[tuple[Outcome, ...]]:
-        return (self.hand.answer(item, decode(item, self.limits, self.allow)) for item in items)
+        return (self.hand.answer(item, decode(item, allow=self.allow)) for item in items)
 
 
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus(device: str) -> list[str]:
+    """The GPUs that workers share, by what the caller said; none where they infer themselves.
+
+    Raises UsageError for a device that is not here.
+    """
+    if device == "cpu" or (
+        device == "auto" and not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd"))
+    ):
+        return []
+    from medae.backends.torch import choose_device, cuda_devices
+
+    if choose_device(device).type == "cpu":
+        return []
+    return cuda_devices() if device in ("auto", "cuda") else [device]

@@ -75,12 +75,17 @@ class Listing:
         out: Path | None = None,
         allow: Sequence[str] = (),
         known: Mapping[bytes, str] | None = None,
+        may_be_empty: bool = False,
     ) -> None:
-        """allow: the beginnings of the URLs that may be read. known: ids of an earlier listing, by their first file."""
+        """allow: the beginnings of the URLs that may be read. known: ids of an earlier listing, by their first file.
+
+        may_be_empty: whether a folder without images is no mistake, as that of a job that recurs.
+        """
         self._inputs = inputs
         self._out = out
         self._allow = allow
         self._names = _Names(known or {})
+        self._may_be_empty = may_be_empty
         self.passed_over = 0
         """Files of folders and archives that are no images (notes, thumbnails), once all items are listed."""
 
@@ -104,7 +109,7 @@ class Listing:
         for item in self._items(named, found, others):
             nothing = False
             yield item
-        if nothing:
+        if nothing and not self._may_be_empty:
             raise UsageError(
                 f"no image among the inputs ({self.passed_over} files looked at); images are PNG, JPEG, TIFF, NIfTI "
                 "and DICOM"

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -51,6 +50,11 @@ class Plan:
         metadata = found.metadata or {}
         return cls(path, found.num_rows, metadata.get(b"medae.digest", b"").decode())
 
+    def adopt(self, path: Path) -> "Plan":
+        """The same under another name, in place of what was there."""
+        os.replace(self.path, path)
+        return Plan(path, self.count, self.digest)
+
     def ids(self) -> pa.ChunkedArray:
         return pq.read_table(self.path, columns=["id"])["id"]
 
@@ -73,16 +77,24 @@ def item_of(row: dict[str, Any]) -> Item:
     return Item(row["id"], tuple(from_bytes(line) for line in row["files"]), row["patient"], row["target"])
 
 
-def write_plan(items: Iterable[Item], path: Path) -> Plan:
-    """Whole or not at all. Raises UsageError for two items of one id, and where there is none."""
-    part = path.with_name(f"{uuid.uuid4().hex}.part")
+def write_plan(
+    items: Iterable[Item], path: Path, *, keep: Plan | None = None, answered: pa.ChunkedArray | None = None
+) -> Plan:
+    """Writes a plan of the items, and of those of an earlier plan that were answered and are no longer among them.
+
+    Raises UsageError for two items of one id, and where there is none.
+    """
     digest, count, names = hashlib.sha256(), 0, set[str]()
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def all_items() -> Iterator[Item]:
+        yield from items
+        if keep is not None and answered is not None and len(answered):
+            known = np.asarray(pc.is_in(keep.ids(), value_set=answered))
+            yield from (item for item in keep.items(known) if item.stem.casefold() not in names)
+
     try:
-        with pq.ParquetWriter(part, SCHEMA, compression="zstd") as writer:
-            for chunk in _chunks(items):
-                for item in chunk:
-                    names.add(item.stem.casefold())
+        with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+            for chunk in _chunks(all_items(), names):
                 count += len(chunk)
                 if len(names) != count:
                     raise UsageError(
@@ -94,37 +106,35 @@ def write_plan(items: Iterable[Item], path: Path) -> Plan:
                     digest.update(repr(row).encode())
                 writer.write_table(table)
             writer.add_key_value_metadata({"medae.digest": digest.hexdigest()})
-        if count == 0:
-            raise UsageError("no case among the inputs")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return Plan(path, count, digest.hexdigest())
 
 
-def known_ids(path: Path) -> dict[bytes, str]:
+def known_ids(plan: Plan) -> dict[bytes, str]:
     """What an earlier plan called each case, by its first file; so a case keeps its id when others come or go."""
-    if not path.exists():
-        return {}
-    table = pq.read_table(path, columns=["id", "files"])
+    table = pq.read_table(plan.path, columns=["id", "files"])
     first = pc.list_element(table["files"], 0)
     return dict(zip(first.to_pylist(), table["id"].to_pylist(), strict=True))
 
 
 def parts(ids: pa.ChunkedArray, shard: Shard) -> NDArray[np.bool_]:
     """Which of the cases belong to a shard: by a hash of the id alone, so that no two shards need to talk."""
-    if shard.count == 1:
+    if shard.parts == 1:
         return np.ones(len(ids), bool)
     found = (
-        zlib.crc32(name.encode()) % shard.count == shard.index for chunk in ids.chunks for name in chunk.to_pylist()
+        zlib.crc32(name.encode()) % shard.parts == shard.number for chunk in ids.chunks for name in chunk.to_pylist()
     )
     return np.fromiter(found, bool, len(ids))
 
 
-def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+def _chunks(items: Iterable[Item], names: set[str]) -> Iterator[list[Item]]:
+    """The items in pieces; their names, as a file system tells them apart, are added to `names` as they come."""
     chunk: list[Item] = []
     for item in items:
         chunk.append(item)
+        names.add(item.stem.casefold())
         if len(chunk) == CHUNK:
             yield chunk
             chunk = []

@@ -20,9 +20,9 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from medae.batch import journal
+from medae.batch import journal, lease
 from medae.batch.folder import Folder, not_taken
-from medae.batch.plan import Plan
+from medae.batch.plan import CHUNK, Plan
 from medae.batch.work import STAGES
 from medae.calibration import benjamini_hochberg
 
@@ -93,6 +93,14 @@ def count(plan: Plan, rows: pa.Table, packages: Sequence[str]) -> Counts:
     return Counts(len(ids), each[0], each[1], each[2], codes)
 
 
+def finish(folder: Folder, plan: Plan, packages: Sequence[str]) -> Counts:
+    """Writes the table of what is done by now, and says how it stands. Raises OutputError."""
+    with lease.alone(folder):
+        write(folder, plan, packages)
+        rows = journal.read(journal.segments(folder), ["id", "package", "status", "code"])
+        return count(plan, rows, packages)
+
+
 def write(folder: Folder, plan: Plan, packages: Sequence[str]) -> None:
     """results.parquet, whole or not at all. Raises OutputError."""
     made = folder.own / f"{uuid.uuid4().hex}.part"
@@ -120,18 +128,22 @@ def _swap(made: Path, place: Path) -> None:
 def tables(folder: Folder, plan: Plan, package: str) -> Iterator[pa.Table]:
     """The rows of one model, in the order of the plan and by its chunks."""
     paths = journal.segments(folder)
-    ends = np.cumsum([len(journal.read([path], ["id"])) for path in paths])
-    rows = journal.read(paths, ["id", "package", "status", "p_value"])
-    found = latest(plan.ids(), rows, package)
-    adjusted = _adjusted(found)
-    names = score_names(paths)
+    found = latest(plan.ids(), journal.read(paths, ["id", "package", "p_value"]), package)
+    adjusted, names = _adjusted(found), score_names(paths)
     start = 0
-    for table in plan.tables():
-        at = found.at[start : start + len(table)]
-        done = np.flatnonzero(at >= 0)
-        records = _rows_at(paths, ends, at[done])
-        yield _table(table.take(pa.array(done)), records, adjusted[start + done], names)
+    for table, rows in zip(plan.tables(), records(plan, paths, package), strict=True):
+        done = np.flatnonzero(found.at[start : start + len(table)] >= 0)
+        yield _table(table.take(pa.array(done)), rows, adjusted[start + done], names)
         start += len(table)
+
+
+def records(plan: Plan, paths: Sequence[Path], package: str) -> Iterator[pa.Table]:
+    """What counts of one model's records, in the order of the plan and by its chunks."""
+    ends = np.cumsum([len(journal.read([path], ["id"])) for path in paths])
+    at = latest(plan.ids(), journal.read(paths, ["id", "package"]), package).at
+    for start in range(0, plan.count, CHUNK):
+        chunk = at[start : start + CHUNK]
+        yield _rows_at(paths, ends, chunk[chunk >= 0])
 
 
 def score_names(paths: Sequence[Path]) -> list[str]:

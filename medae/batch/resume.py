@@ -36,8 +36,8 @@ class Left:
 
     def items(self) -> Iterator[Item]:
         """The cases in the plan's order, each with the models that have not answered it."""
-        some = self.wanted.any(axis=0)
-        complete = self.wanted.all(axis=0)
+        count: NDArray[np.int64] = np.count_nonzero(self.wanted, axis=0)
+        some, complete = count > 0, count == len(self.models)
         for place, item in zip(np.flatnonzero(some).tolist(), self.plan.items(some), strict=True):
             if complete[place]:
                 yield item

@@ -2,26 +2,29 @@
 
 import json
 import logging
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from medae import record
 from medae.batch import journal, lease, results
+from medae.batch.device import Post
 from medae.batch.folder import Folder, not_taken, require_writable
 from medae.batch.journal import Journal, Staged
 from medae.batch.lane import Order, make_hand
-from medae.batch.local import Inline, LocalEngine, cores
+from medae.batch.local import Inline, LocalEngine, cores, gpus
 from medae.batch.manifest import Item, Listing
 from medae.batch.plan import Plan, known_ids, write_plan
 from medae.batch.resume import Left, left
 from medae.batch.settings import BatchSettings, Model, load_models
+from medae.batch.sources import is_url
 from medae.batch.work import Outcome
 from medae.errors import UsageError
-from medae.io import DEFAULT_LIMITS
 from medae.io.answer import AnswerFile, write_files
 
 logger = logging.getLogger(__name__)
@@ -63,12 +66,16 @@ def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> result
     with lease.held(folder, settings.part) as held:
         plan = _plan(folder, settings, models, first=held.first)
         work = left(folder, plan, models, settings, again=again)
+        if held.first:  # only now: a call that is refused changes nothing
+            plan = plan.adopt(folder.plan)
+            work = replace(work, plan=plan)
+            _describe(folder, settings, models)
         held.share()
         digests = {f"package {model.name}": model.package.digest for model in models}
         with record.recording(settings.out, "batch", digests=digests | {"plan": plan.digest}) as noted:
             noted.facts |= {"shard": settings.shard, "output": settings.output, "threshold": settings.threshold}
             _work(folder, plan, models, settings, work, watch)
-            counts = finish(folder, plan, models)
+            counts = results.finish(folder, plan, [model.name for model in models])
             noted.facts["counts"] = {
                 name: getattr(counts, name) for name in ("total", "done", "failed", "fault", "left")
             }
@@ -77,41 +84,45 @@ def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> result
 
 def _plan(folder: Folder, settings: BatchSettings, models: Sequence[Model], *, first: bool) -> Plan:
     """The plan that holds from now on; of those who work together, the first makes it."""
-    wanted = described(settings, models)
     if not first:
-        if json.loads(folder.settings.read_text())["models"] != wanted["models"]:
+        if _batch_json(folder)["models"] != {model.name: model.key for model in models}:
             raise UsageError("other processes are at work in this output folder with other models or settings")
         return Plan.open(folder.plan)
     journal.sweep(folder)
-    known = known_ids(folder.plan)
-    listing = Listing(settings.inputs, out=settings.out, allow=settings.allow, known=known)
-    plan = write_plan(listing, folder.plan)
-    write_files([AnswerFile("batch.json", "application/json", json.dumps(wanted, indent=2).encode())], folder.own)
-    return plan
+    earlier = Plan.open(folder.plan) if folder.plan.exists() else None
+    known = known_ids(earlier) if earlier else {}
+    listing = Listing(settings.inputs, out=settings.out, allow=settings.allow, known=known, may_be_empty=bool(earlier))
+    # what was answered stays in the table when its input is taken away, as after a night's work
+    answered = journal.read(journal.segments(folder), ["id"])["id"]
+    return write_plan(listing, folder.own / "plan.part", keep=earlier, answered=answered)
 
 
-def described(settings: BatchSettings, models: Sequence[Model]) -> dict[str, Any]:
-    """batch.json: enough to go on without the command that began."""
-    paths = {"packages": [str(model.folder) for model in models]}
-    return {
-        "settings": settings.model_dump(mode="json", exclude={"out"}) | paths,
-        "models": {model.name: model.key for model in models},
-    }
+def _describe(folder: Folder, settings: BatchSettings, models: Sequence[Model]) -> None:
+    """Writes batch.json: enough to go on without the command that began."""
+    said = settings.model_dump(mode="json", exclude={"out", "shard", "rescore"})
+    said["packages"] = [str(model.folder) for model in models]
+    said["inputs"] = [value if is_url(value) else os.path.abspath(value) for value in settings.inputs]
+    data = {"settings": said, "models": {model.name: model.key for model in models}}
+    text = json.dumps(data, indent=2, ensure_ascii=True) + "\n"
+    write_files([AnswerFile("batch.json", "application/json", text.encode())], folder.own)
 
 
 def recorded(out: Path) -> BatchSettings:
     """The settings of the batch in a folder. Raises UsageError where there is none."""
-    return BatchSettings.model_validate(_batch_json(out)["settings"] | {"out": out})
+    return BatchSettings.model_validate(_batch_json(Folder(out))["settings"] | {"out": out})
 
 
-def recorded_models(out: Path) -> list[str]:
-    """What the batch in a folder calls its models. Raises UsageError where there is none."""
-    return list(_batch_json(out)["models"])
+def recorded_keys(out: Path) -> dict[str, str]:
+    """The models of the batch in a folder: what it calls each, and the digest of all that decides its answers.
+
+    Raises UsageError where there is none.
+    """
+    return dict(_batch_json(Folder(out))["models"])
 
 
-def _batch_json(out: Path) -> dict[str, Any]:
+def _batch_json(folder: Folder) -> dict[str, Any]:
     try:
-        said: dict[str, Any] = json.loads(Folder(out).settings.read_text())
+        said: dict[str, Any] = json.loads(folder.settings.read_text())
     except (OSError, ValueError):
         raise UsageError("there is no batch in this folder; start one with `medae batch run`") from None
     return said
@@ -141,8 +152,9 @@ def _work(
 
 def _engine(order: Order, settings: BatchSettings, cases: int) -> Engine:
     if settings.workers == 0:
-        return Inline(make_hand(order), order.limits, order.allow)
-    return LocalEngine(order, min(settings.workers or cores(), cases))
+        return Inline(make_hand(order), order.allow)
+    posts = [Post(order.packages, device, 0, settings.max_vram) for device in gpus(settings.device)]
+    return LocalEngine(order, min(settings.workers or cores(), cases), posts=posts, max_ram=settings.max_ram)
 
 
 def _order(models: Sequence[Model], settings: BatchSettings, put: Staged) -> Order:
@@ -153,7 +165,6 @@ def _order(models: Sequence[Model], settings: BatchSettings, put: Staged) -> Ord
         threshold=settings.threshold,
         summaries=settings.summaries,
         device=settings.device,
-        limits=DEFAULT_LIMITS,
         allow=settings.allow,
     )
 
@@ -170,12 +181,3 @@ def _staging(folder: Folder) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def finish(folder: Folder, plan: Plan, models: Sequence[Model]) -> results.Counts:
-    """The table of what is done by now. Raises OutputError."""
-    names = [model.name for model in models]
-    with lease.alone(folder):
-        results.write(folder, plan, names)
-        rows = journal.read(journal.segments(folder), ["id", "package", "status", "code"])
-        return results.count(plan, rows, names)

@@ -31,13 +31,11 @@ Bytes = Annotated[PositiveInt, BeforeValidator(parse_bytes)]
 
 
 class Shard(NamedTuple):
-    """The part `index` of `count` parts of the cases."""
+    """One of `parts` parts of the cases."""
 
-    index: int
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
+    number: int
+    """From 0."""
+    parts: int
 
 
 class BatchSettings(Settings):
@@ -82,14 +80,14 @@ class BatchSettings(Settings):
 
     @model_validator(mode="after")
     def _part_of_whole(self) -> Self:
-        if self.shard is not None and not self.part.index < self.part.count:
+        if self.shard is not None and not self.part.number < self.part.parts:
             raise ValueError(f"shard i/n counts from 0 to n-1, got {self.shard}")
         return self
 
     @property
     def part(self) -> Shard:
-        index, count = (self.shard or "0/1").split("/")
-        return Shard(int(index), int(count))
+        number, parts = (self.shard or "0/1").split("/")
+        return Shard(int(number), int(parts))
 
 
 class Model(NamedTuple):

@@ -98,8 +98,9 @@ def fetch(files: Sequence[File], limits: Limits, allow: Sequence[str] = ()) -> F
             sources.append(file)
             digests.append(_digest_of(_pieces(file)))
         else:
-            sources.append(_content(file, limits, allow))
-            digests.append(hashlib.sha256(sources[-1]).hexdigest())
+            content = _content(file, limits, allow)
+            sources.append(content)
+            digests.append(hashlib.sha256(content).hexdigest())
     return Fetched(sources, Fingerprint(joined(digests), before.size, before.time))
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from medae.batch import journal, lease, results
 from medae.batch.folder import Folder
 from medae.batch.plan import Plan
-from medae.batch.run import recorded_models
+from medae.batch.run import recorded_keys
 
 FAILURES = 20
 """Named at most, for people."""
@@ -17,7 +17,7 @@ FAILURES = 20
 def state(out: Path) -> dict[str, Any]:
     """Counts, reasons by code, the ids that failed, whether a process is at work. Raises UsageError for no batch."""
     folder = Folder(out.absolute())
-    plan, names = Plan.open(folder.plan), recorded_models(out)
+    plan, names = Plan.open(folder.plan), list(recorded_keys(out))
     rows = journal.read(journal.segments(folder), ["id", "package", "status", "code", "reason"])
     counts = results.count(plan, rows, names)
     return {
