@@ -1,8 +1,8 @@
 """One worker of the local engine: a child process that answers case after case, and ends with its parent.
 
 It is started with the descriptor of its end of a socket pair. The parent sends an Order, gets back Ready, sends a Grant
-and then Items, and closes its end at last; what comes back are lists of outcomes as they come, or a MedaeError that concerns the whole batch. What is
-sent is pickled: both ends are ours, and nobody else can reach the pair.
+and then Items, and closes its end at last; it gets back lists of outcomes as they come, or a MedaeError that concerns
+the whole batch. What is sent is pickled: both ends are ours, and nobody else can reach the pair.
 """
 
 import sys
