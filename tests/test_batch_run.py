@@ -196,10 +196,10 @@ def test_several_models_decode_once(ask: Ask, tmp_path: Path, monkeypatch: pytes
     assert (len(seen.ids), counts.done) == (COUNT, COUNT), "a model that was added answers all; the other nothing again"
     assert everything(tmp_path / "both") == everything(tmp_path / "one")
     rows = table(tmp_path / "one")
-    assert [row["package"] for row in rows] == ["untrained"] * COUNT + ["untrained-0.1"] * COUNT
+    assert sorted(row["package"] for row in rows) == ["untrained"] * COUNT + ["untrained-0.1"] * COUNT
     alone = table(tmp_path / "scores")
-    fixed = [{**row, "package": "untrained"} for row in rows[COUNT:]]
-    assert [{name: row[name] for name in alone[0]} for row in fixed] == alone
+    scored = [{**row, "package": "untrained"} for row in rows if row["package"] == "untrained-0.1"]
+    assert [{name: row[name] for name in alone[0]} for row in scored] == alone
 
 
 def test_a_score_has_its_place_among_all_of_the_batch(ask: Ask, tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_a_full_disk_is_named_and_the_batch_goes_on_later(
     ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(ask("whole"), Seen())
-    write, room = os.write, [5]
+    write, room = os.write, [6]  # the first is of batch.json
 
     def full(descriptor: int, data: bytes) -> int:
         if room[0] == 0:
@@ -339,14 +339,18 @@ def test_an_output_folder_that_is_not_writable_is_named(
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         run(ask("file"), Seen())
-    run(ask(), Seen(stop_after=None))
+    run(ask(), Seen())
     replace = os.replace
-    monkeypatch.setattr(
-        journal.os, "replace", lambda *given: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied"))
-    )
+
+    def refused(source: Path, target: Path) -> None:
+        if "answers" in str(target):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(journal.os, "replace", refused)
     with pytest.raises(OutputError, match="Permission denied"):
         run(ask("again"), Seen())
-    monkeypatch.setattr(journal.os, "replace", replace)
+    monkeypatch.undo()
     run(ask("again"), Seen())
     assert everything(tmp_path / "again") == everything(tmp_path / "out")
 

@@ -11,10 +11,10 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from medae.batch.manifest import HEAD_BYTES, counts_as_image
 from medae.errors import InputError, LimitExceeded, UnreadableImage, UsageError
@@ -45,19 +45,33 @@ class Entry(NamedTuple):
     """Bytes that it takes in the archive."""
 
 
-class _Archive(Protocol):
-    entries: Mapping[str, Entry]
-    """By name, in the archive's order."""
+class _Archive(ABC):
+    """An archive that stays open for the reads to come."""
 
+    def __init__(self, path: Path, table: zipfile.ZipFile | tarfile.TarFile) -> None:
+        """Raises UsageError for an archive that no honest tool makes."""
+        self.close = table.close
+        try:
+            self.entries = self._listed(path)
+            """By name, in the archive's order."""
+        except BaseException:
+            table.close()
+            raise
+
+    @abstractmethod
+    def _listed(self, path: Path) -> dict[str, Entry]: ...
+
+    @abstractmethod
     def read(self, name: str, size: int) -> bytes:
         """At most so many bytes of a file."""
 
 
-class _Zip:
-    """Raises UsageError for a zip that no honest tool makes."""
-
+class _Zip(_Archive):
     def __init__(self, path: Path) -> None:
         self._table = zipfile.ZipFile(path)
+        super().__init__(path, self._table)
+
+    def _listed(self, path: Path) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
         for entry in self._table.infolist():
             _require_inside(entry.filename, entry.orig_filename)
@@ -72,16 +86,14 @@ class _Zip:
                 entries[entry.filename] = Entry(entry.file_size, entry.compress_size)
         if sum(entry.stored for entry in entries.values()) > os.stat(path).st_size:
             raise UsageError("a zip among the inputs has files that share their data, as zip bombs have; pack it again")
-        self.entries: Mapping[str, Entry] = entries
+        return entries
 
     def read(self, name: str, size: int) -> bytes:
         with self._table.open(name) as packed:
             return packed.read(size)
 
 
-class _Tar:
-    """Raises UsageError for a tar that is compressed, or that no honest tool makes."""
-
+class _Tar(_Archive):
     def __init__(self, path: Path) -> None:
         try:
             self._table = tarfile.open(path, "r:")  # noqa: SIM115  # stays open for the reads to come
@@ -90,12 +102,15 @@ class _Tar:
                 "a tar among the inputs is damaged or compressed as a whole, so that single files cannot be reached; "
                 "pack it again as plain .tar or as .zip"
             ) from None
+        super().__init__(path, self._table)
+
+    def _listed(self, path: Path) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
         for member in self._table:
             _require_inside(member.name)
             if member.isreg() and member.sparse is None:
                 entries[member.name] = Entry(member.size, member.size)
-        self.entries: Mapping[str, Entry] = entries
+        return entries
 
     def read(self, name: str, size: int) -> bytes:
         packed = self._table.extractfile(name)
@@ -139,15 +154,19 @@ def read_member(archive: Path, name: str, limits: Limits) -> bytes:
     return data
 
 
+_open: dict[tuple[Path, int, int], _Archive] = {}
+"""The archive that was read last, since the table of contents of a large one takes seconds."""
+
+
 def _opened(archive: Path) -> _Archive:
+    """Anew where it has changed. For processes that work on one case at a time."""
     found = os.stat(archive)
-    return _open(archive, found.st_mtime_ns, found.st_size)
-
-
-@lru_cache(maxsize=2)
-def _open(archive: Path, time: int, size: int) -> _Archive:
-    """Kept open, since the table of contents of a large one takes seconds; anew when the file has changed."""
-    return _Zip(archive) if archive.name.lower().endswith(".zip") else _Tar(archive)
+    key = (archive, found.st_mtime_ns, found.st_size)
+    if key not in _open:
+        while _open:
+            _open.popitem()[1].close()
+        _open[key] = _Zip(archive) if archive.name.lower().endswith(".zip") else _Tar(archive)
+    return _open[key]
 
 
 def _require_inside(*names: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from medae.batch import results
-from medae.batch.folder import Folder, not_taken
+from medae.batch.folder import Folder, taken
 from medae.errors import UsageError
 
 
@@ -20,17 +20,14 @@ def export_csv(out: Path, target: Path) -> int:
     table = results.read(folder)
     names = ["package", *(name for name in table.schema.names if name != "package")]
     count = 0
-    try:
-        # what a name holds need not be text everywhere
-        with target.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(names)
-            for batch in table.to_batches(columns=names):
-                columns = [batch.column(name).to_pylist() for name in names]
-                writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
-                count += len(batch)
-    except OSError as error:
-        raise not_taken(error) from None
+    # what a name holds need not be text everywhere
+    with taken(), target.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for batch in table.to_batches(columns=names):
+            columns = [batch.column(name).to_pylist() for name in names]
+            writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
+            count += len(batch)
     return count
 
 

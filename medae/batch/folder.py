@@ -3,7 +3,8 @@
 import ctypes
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,13 +55,17 @@ def require_writable(out: Path) -> None:
         raise OutputError(f"the output folder cannot be written ({reason}); give another one with --out") from None
 
 
-def not_taken(error: OSError) -> OutputError:
-    """What to say where the disk did not take something."""
-    reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    return OutputError(
-        f"the output folder did not take a file ({reason}); make room or make it writable, then give the same command "
-        "again: what was committed is kept"
-    )
+@contextmanager
+def taken() -> Iterator[None]:
+    """Where only the output folder can be at fault: raises OutputError for an OSError."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise OutputError(
+            f"the output folder did not take a file ({reason}); make room or make it writable, then give the same "
+            "command again: what was committed is kept"
+        ) from None
 
 
 def sync(paths: Sequence[Path]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from medae.batch.folder import Folder, not_taken, sync, sync_one
+from medae.batch.folder import Folder, sync, sync_one, taken
 from medae.batch.manifest import Item
 from medae.batch.work import STAGES, Kept, Outcome
 from medae.io.answer import AnswerFile
@@ -76,7 +76,7 @@ class Staged:
 
     def _write(self, data: bytes) -> str:
         name = uuid.uuid4().hex
-        try:
+        with taken():
             descriptor = os.open(self.staging / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 rest = memoryview(data)
@@ -86,8 +86,6 @@ class Staged:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise not_taken(error) from None
         return name
 
 
@@ -135,12 +133,9 @@ class Journal:
         if not self._pending:
             return
         name = f"{self._run:06d}-{self._count:08d}-{uuid.uuid4().hex[:8]}.arrow"
-        try:
-            if any(outcome.kept for outcome in self._pending):
-                self._place([kept for outcome in self._pending for kept in outcome.kept])
+        with taken():
+            self._place([kept for outcome in self._pending for kept in outcome.kept])
             write_segment(self._folder.segments / name, records(self._pending, self._keys))
-        except OSError as error:
-            raise not_taken(error) from None
         self._count += 1
         self.committed += self._cases
         self._pending, self._cases = [], 0

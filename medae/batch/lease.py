@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from medae.batch.folder import Folder, not_taken
+from medae.batch.folder import Folder, taken
 from medae.batch.settings import Shard
 from medae.errors import OutputError, UsageError
 
@@ -74,10 +74,8 @@ def is_busy(folder: Folder) -> bool:
 
 @contextmanager
 def _opened(folder: Folder, name: str) -> Iterator[int]:
-    try:
+    with taken():
         file = os.open(folder.own / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise not_taken(error) from None
     try:
         yield file
     finally:

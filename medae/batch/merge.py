@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from medae.batch import journal, lease, results
-from medae.batch.folder import Folder, not_taken, require_writable, sync
+from medae.batch.folder import Folder, require_writable, sync, taken
 from medae.batch.manifest import Item
 from medae.batch.plan import Plan, write_plan
 from medae.batch.run import recorded_keys
@@ -31,15 +31,12 @@ def merge(folders: Sequence[Path], out: Path) -> results.Counts:
     require_writable(out)
     whole = Folder(out.absolute())
     whole.segments.mkdir(parents=True, exist_ok=True)
-    with lease.held(whole, Shard(0, 1)):
+    with taken(), lease.held(whole, Shard(0, 1)):
         if journal.segments(whole):
             raise UsageError("there is a batch in the output folder already; merge into a new one")
         plan = write_plan(_items(parts), whole.plan)
-        try:
-            _records(parts, list(keys), whole)
-            shutil.copyfile(parts[0].settings, whole.settings)
-        except OSError as error:
-            raise not_taken(error) from None
+        _records(parts, list(keys), whole)
+        shutil.copyfile(parts[0].settings, whole.settings)
         return results.finish(whole, plan, list(keys))
 
 

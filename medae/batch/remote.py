@@ -6,7 +6,7 @@ Nothing is allowed by default: a list of cases is data, and must not decide with
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from medae.batch.manifest import counts_as_image
 from medae.batch.sources import Url
@@ -76,7 +76,7 @@ def require_allowed(address: str, allow: Sequence[str]) -> None:
 
 
 def _is_below(address: str, beginning: str) -> bool:
-    given, allowed = urlsplit(address), urlsplit(beginning)
+    given, allowed = _split(address), _split(beginning)
     if given.scheme not in SCHEMES or given.username or given.password or "\\" in address:
         return False
     path = unquote(given.path)
@@ -86,6 +86,16 @@ def _is_below(address: str, beginning: str) -> bool:
     base = unquote(allowed.path)
     inside = path == base or path.startswith(base if base.endswith("/") or not base else base + "/")
     return (given.scheme, given.netloc.lower()) == (allowed.scheme, allowed.netloc.lower()) and inside
+
+
+def _split(address: str) -> SplitResult:
+    parts = urlsplit(address)
+    # a memory has no servers: memory://study and memory:///study are one
+    return (
+        parts._replace(netloc="", path=f"/{parts.netloc}{parts.path}")
+        if parts.scheme == "memory" and parts.netloc
+        else parts
+    )
 
 
 @lru_cache

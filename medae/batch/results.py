@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medae.batch import journal, lease
-from medae.batch.folder import Folder, not_taken
+from medae.batch.folder import Folder, taken
 from medae.batch.plan import CHUNK, Plan
 from medae.batch.work import STAGES
 from medae.calibration import benjamini_hochberg
@@ -95,14 +95,14 @@ def count(plan: Plan, rows: pa.Table, packages: Sequence[str]) -> Counts:
 
 def finish(folder: Folder, plan: Plan, packages: Sequence[str]) -> Counts:
     """Writes the table of what is done by now, and says how it stands. Raises OutputError."""
-    with lease.alone(folder):
+    with taken(), lease.alone(folder):
         write(folder, plan, packages)
         rows = journal.read(journal.segments(folder), ["id", "package", "status", "code"])
         return count(plan, rows, packages)
 
 
 def write(folder: Folder, plan: Plan, packages: Sequence[str]) -> None:
-    """results.parquet, whole or not at all. Raises OutputError."""
+    """results.parquet, whole or not at all."""
     made = folder.own / f"{uuid.uuid4().hex}.part"
     try:
         for package in packages:
@@ -111,8 +111,6 @@ def write(folder: Folder, plan: Plan, packages: Sequence[str]) -> None:
             for number, table in enumerate(tables(folder, plan, package)):
                 pq.write_table(table, part / f"part-{number:05d}.parquet", compression="zstd")
         _swap(made, folder.results)
-    except OSError as error:
-        raise not_taken(error) from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from medae import record
 from medae.batch import journal, lease, results
 from medae.batch.device import Post
-from medae.batch.folder import Folder, not_taken, require_writable
+from medae.batch.folder import Folder, require_writable, taken
 from medae.batch.journal import Journal, Staged
 from medae.batch.lane import Order, make_hand
 from medae.batch.local import Inline, LocalEngine, cores, gpus
@@ -63,7 +63,7 @@ def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> result
     folder = Folder(settings.out.absolute())
     folder.segments.mkdir(parents=True, exist_ok=True)
     models = load_models(settings)
-    with lease.held(folder, settings.part) as held:
+    with taken(), lease.held(folder, settings.part) as held:
         plan = _plan(folder, settings, models, first=held.first)
         work = left(folder, plan, models, settings, again=again)
         if held.first:  # only now: a call that is refused changes nothing
@@ -173,10 +173,7 @@ def _order(models: Sequence[Model], settings: BatchSettings, put: Staged) -> Ord
 def _staging(folder: Folder) -> Iterator[Path]:
     """A place for answers that are not committed."""
     staging = folder.staging / uuid.uuid4().hex
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise not_taken(error) from None
+    staging.mkdir(parents=True)
     try:
         yield staging
     finally:
