@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from medae import io
 from medae.batch import device, local
-from medae.batch.crew import Worker
 from medae.batch.device import Asked, RemoteBackend, answers
 from medae.batch.memory import CASE_BYTES, OWN_BYTES, Grant, shared_out
 from medae.batch.run import run
@@ -86,10 +85,10 @@ def test_a_case_that_breaks_its_process_is_given_up_and_the_others_are_not(
     package: Path, pictures: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a file does that makes a decoder write where it must not."""
-    start = Worker.start.__func__  # type: ignore[attr-defined]
     sick = (
         "import os, signal; from medae.batch import lane; read = lane.decode\n"
-        "def decode(item, *given): return os.kill(os.getpid(), signal.SIGSEGV) if item.id == 'p03' else read(item, *given)\n"
+        "def decode(item, *given):\n"
+        "    return os.kill(os.getpid(), signal.SIGSEGV) if item.id == 'p03' else read(item, *given)\n"
         "lane.decode = decode; lane.main()"
     )
     popen = subprocess.Popen
@@ -99,7 +98,7 @@ def test_a_case_that_breaks_its_process_is_given_up_and_the_others_are_not(
 
     monkeypatch.setattr(subprocess, "Popen", started)
     counts = run(settings(package, pictures, tmp_path, workers=1), Seen())
-    assert start and (counts.done, counts.failed, counts.fault) == (COUNT - 2, 1, 1)
+    assert (counts.done, counts.failed, counts.fault) == (COUNT - 2, 1, 1)
     rows, clean = table(tmp_path), table(whole)
     assert rows[3]["status"] == "fault" and "the process that worked on it ended" in rows[3]["reason"]
     assert rows[:3] + rows[4:] == clean[:3] + clean[4:]
@@ -183,7 +182,7 @@ def joined(control: socket.socket) -> RemoteBackend:
 
 
 def test_workers_that_share_a_device_get_their_own_answers(shared: tuple[Doubling, socket.socket]) -> None:
-    backend, control = shared
+    _, control = shared
     remotes = [joined(control) for _ in range(3)]
     assert remotes[0].batch == 4 and remotes[0].name == "doubling"
     for number in range(1, 20):
