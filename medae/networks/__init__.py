@@ -1,6 +1,6 @@
 """The architectures, one a file. Their closed union is the `network:` of a configuration."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -27,6 +27,13 @@ NetworkConfig = Annotated[
     Field(discriminator="kind"),
 ]
 
+
+def kinds_with(latents: frozenset[str]) -> list[str]:
+    """The kinds of network that go through one of these latents, in alphabetical order."""
+    union, _ = get_args(NetworkConfig)
+    return sorted(each.model_fields["kind"].default for each in get_args(union) if each.latent in latents)
+
+
 __all__ = [
     "Autoencoder",
     "AutoencoderSettings",
@@ -46,5 +53,6 @@ __all__ = [
     "Stage",
     "UNetSettings",
     "VAESettings",
+    "kinds_with",
     "run",
 ]
