@@ -139,7 +139,7 @@ def test_group_series_of_a_folder(tmp_path):
     files = [path for name in ("98892001", "98892003", "77654033") for path in (folder / name).rglob("*")]
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "broken").write_bytes(as_file(ct(VOLUME[0], PixelSpacing=[0, 0])))
-    others = [tmp_path / "notes.txt", tmp_path / "broken", sample("reportsi.dcm"), sample("image_dfl.dcm")]
+    others = [tmp_path / "notes.txt", tmp_path / "broken", sample("reportsi.dcm"), sample("liver_1frame.dcm")]
     groups = group_series([path for path in [*files, *others] if path.is_file()])
     assert [group.paths for group in groups] == sorted(group.paths for group in groups)
     found = {(group.paths[0].parent.name, group.count, group.modality, group.is_localiser) for group in groups}
@@ -151,7 +151,7 @@ def test_group_series_of_a_folder(tmp_path):
     } <= found
     assert sum(group.count for group in groups if group.paths[0].parent.name == "MR700") == 7
     unreadable = {group.paths[0].name for group in groups if group.modality == "unreadable"}
-    assert unreadable == {"broken", "image_dfl.dcm"}
+    assert unreadable == {"broken", "liver_1frame.dcm"}
     grouped = [path for group in groups for path in group.paths]
     assert len(grouped) == len(set(grouped)) and not {"notes.txt", "reportsi.dcm"} & {path.name for path in grouped}
 
