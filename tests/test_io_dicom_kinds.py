@@ -153,12 +153,10 @@ def test_a_localiser_beside_a_scan_is_skipped():
 
 
 def test_a_series_is_chosen_by_number_or_uid():
-    first, second = (
-        as_files(
-            ct_series(VOLUME[:n], change=lambda dataset, index, n=n: setattr(dataset, "SeriesInstanceUID", f"1.{n}"))
-        )
-        for n in (2, 3)
-    )
+    def named(slices):
+        return lambda dataset, index: setattr(dataset, "SeriesInstanceUID", f"1.{slices}")
+
+    first, second = (as_files(ct_series(VOLUME[:slices], change=named(slices))) for slices in (2, 3))
     files = [*second, *first]
     for series, slices in ((1, 3), (2, 2), ("1.2", 2), ("1.3", 3)):
         assert read_image(files, series=series).geometry.shape[0] == slices

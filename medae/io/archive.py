@@ -146,8 +146,8 @@ def _admit_bytes(count: int, came: int, bounds: Bounds) -> None:
         raise LimitExceeded(f"the zip unpacks to {count} bytes, at most {bounds.bytes} are allowed; send less at once")
     if count > max(bounds.freely, PLAUSIBLE_RATIO * came):
         raise LimitExceeded(
-            f"the zip unpacks to {count} bytes from {came} that came, more than {PLAUSIBLE_RATIO} for one; send the files "
-            "as they are"
+            f"the zip unpacks to {count} bytes from {came} that came, more than {PLAUSIBLE_RATIO} for one; send the "
+            "files as they are"
         )
 
 

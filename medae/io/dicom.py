@@ -138,7 +138,8 @@ def _source(slices: Sequence[Slice], number: dict[int, int], padding: NDArray[np
 def group_series(files: Sequence[Path], limits: Limits = DEFAULT_LIMITS) -> list[SeriesFiles]:
     """The images among `files`, by their headers alone: a group for each series, size and orientation.
 
-    Left out: files that are not DICOM, and DICOM objects without a picture (reports, plans, DICOMDIR). Kept: images
+    Left out: files that are not DICOM, DICOM objects without a picture (reports, plans, DICOMDIR), and the localisers
+    of a study that has scans. Kept: images
     that reading will refuse, each in a group of its own, so that the refusal names them. Images without position are
     groups of one, and so is a file that holds several volumes. Groups and the paths within are in the order of their
     paths.
@@ -155,6 +156,8 @@ def group_series(files: Sequence[Path], limits: Limits = DEFAULT_LIMITS) -> list
         except InputError:
             groups.append(SeriesFiles((path,), "unreadable"))
     stacks = stacks_of(slices)
+    scanned = {stack[0].study for stack in stacks if not stack[0].is_localiser}
+    stacks = [stack for stack in stacks if not (stack[0].is_localiser and stack[0].study in scanned)]
     homes: dict[object, int] = {}
     for stack in stacks:
         for key in {id(at.dataset) for at in stack}:

@@ -123,7 +123,7 @@ class Decoder:
 
 def decodes(syntax: str) -> bool:
     """Whether there is a decoder for a compressed transfer syntax."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     add_codecs()
     try:
@@ -160,7 +160,7 @@ def _receive(stream: BinaryIO | Any) -> bytes:
 
 
 def _answers(body: bytes) -> Generator[bytes]:
-    from pydicom.pixels import iter_pixels
+    from pydicom.pixels.utils import iter_pixels
 
     add_codecs()
     (count,) = _NUMBER.unpack_from(body, 1)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filebase import DicomBytesIO
 
 # private: only pydicom's own reading of the file meta tells for sure whether pydicom would inflate the rest
 from pydicom.filereader import _read_file_meta_info, read_partial, read_preamble
@@ -62,9 +63,8 @@ HEADER_BYTES = 1 << 24
 """
 
 _MOST_ELEMENTS = 20_000
-_MOST_READS = (
-    1_000_000  # two or three for each element, also in sequences: 5000 frames of an enhanced image make 600 000
-)
+# two or three for each element, also in sequences: 5000 frames of an enhanced image make 600 000
+_MOST_READS = 1_000_000
 _PIXELS = range(0x7FE00008, 0x7FE00011)  # float, double float and integer pixel data
 
 # PS3.5 6.2: the value representations with which the first element of a header can begin
@@ -153,9 +153,8 @@ def read_dataset(stream: BinaryIO, *, pixels: bool, tags: list[str] | None = Non
     metered = _Metered(stream)
     last = _PIXELS.stop if pixels else _PIXELS.start
     with guarded("the DICOM header is damaged"):
-        tag_numbers = None if tags is None else [Tag(name) for name in tags]
-        read = read_partial(cast(BinaryIO, metered), metered.stops_at(last), force=True, specific_tags=tag_numbers)
-        return cast(FileDataset, read)
+        wanted: list[BaseTag | int] | None = None if tags is None else [Tag(name) for name in tags]
+        return read_partial(cast(BinaryIO, metered), metered.stops_at(last), force=True, specific_tags=wanted)
 
 
 class _Metered:
@@ -180,7 +179,7 @@ class _Metered:
             elements += 1
             if elements > _MOST_ELEMENTS:
                 raise UnreadableImage("the DICOM header has more elements than any; it is damaged, or forged")
-            return tag >= last
+            return bool(tag >= last)
 
         return stop
 
@@ -197,10 +196,9 @@ def as_plain(stream: BinaryIO, most: int) -> tuple[BinaryIO, bool]:
             stream.seek(0)
             return stream, False
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        plain = BytesIO()
+        plain = DicomBytesIO()
         plain.write(bytes(128) + b"DICM")
         write_file_meta_info(plain, meta, enforce_standard=False)
     packed = stream.read()
     plain.write(inflate_raw(packed, max(most - plain.tell(), 0)))
-    plain.seek(0)
-    return plain, True
+    return BytesIO(plain.getvalue()), True

@@ -41,8 +41,8 @@ _NOT_PICTURES = {
 _PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 # fmt: off
 _SLICE_TAGS = [
-    "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient",
-    "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "Rows", "Columns",
+    "SOPClassUID", "Modality", "ImageType", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "Rows", "Columns",
     "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence",
 ]
@@ -67,6 +67,7 @@ class Slice:
     frames: int
     """How many the file has."""
     series: str
+    study: str
     modality: str
     rows: int
     columns: int
@@ -186,6 +187,7 @@ def _frames(
             frame=frame,
             frames=frames,
             series=str(dataset.get("SeriesInstanceUID", "")),
+            study=str(dataset.get("StudyInstanceUID", "")),
             modality=modality if modality in MODALITIES else "other",
             rows=rows,
             columns=columns,

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import generate_frames
-from pydicom.pixels import iter_pixels
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medae.errors import UnreadableImage, UnsupportedImage
@@ -38,10 +38,8 @@ def stored_frames(slices: Sequence[Slice]) -> Generator[NDArray[Any]]:
         _name_transfer_syntax(dataset)
         _require_whole(dataset, first)
         frames = [at.frame for at in slices]
-        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-            decoded = _decoder.decode(first.file, frames)
-        else:
-            decoded = iter_pixels(dataset, indices=frames)
+        is_compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    decoded = _decoder.decode(first.file, frames) if is_compressed else _uncompressed(dataset, frames)
     with closing(decoded):
         for at in slices:
             with guarded("the DICOM pixel data is damaged"):
@@ -49,6 +47,10 @@ def stored_frames(slices: Sequence[Slice]) -> Generator[NDArray[Any]]:
                 if dataset.PhotometricInterpretation == PALETTE:
                     pixels = _palette_to_rgb(pixels, dataset)
             yield _planes(pixels, at)
+
+
+def _uncompressed(dataset: FileDataset, frames: Sequence[int]) -> Generator[NDArray[Any]]:
+    yield from iter_pixels(dataset, indices=frames)
 
 
 def _planes(pixels: NDArray[Any], at: Slice) -> NDArray[Any]:
