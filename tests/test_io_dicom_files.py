@@ -263,7 +263,7 @@ def test_a_zip_stands_for_its_files(tmp_path):
         (zipped(("a.zip", zipped(("b.dcm", b"x")))), UnsupportedImage),
         (zipped(("zeros.nii", bytes(200 << 20))), LimitExceeded),
         (zipped(("note.txt", b"hello")), UnsupportedImage),
-        (zipped(), SeriesError),
+        (zipped((".DS_Store", b"x")), SeriesError),
     ],
 )
 def test_zips_that_are_refused(data, error):
