@@ -237,6 +237,9 @@ def _readme(card: Card, digest: str) -> str:
         "digest": digest,
     }
     lines = [f"# {card.name} {card.version}", "", *(f"- **{name}**: {text}" for name, text in facts.items())]
+    beware = card.metrics.get("test", {}).get("beware", [])
+    if beware:
+        lines += ["", "## Beware", "", *(f"- {said}" for said in beware)]
     if card.metrics:
         lines += ["", "## Metrics", "", "```json", json.dumps(card.metrics, indent=2), "```"]
     return "\n".join(lines) + "\n"

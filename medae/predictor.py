@@ -13,7 +13,7 @@ from medae.errors import UnfitImage, UsageError
 from medae.image import Image
 from medae.package import Card, ModelPackage
 from medae.preparation import Prepared
-from medae.tasks import Segmentation
+from medae.tasks import Anomaly, Segmentation
 from medae.tiles import BlendStitcher, CoreStitcher, ReceptiveField, Tile, TilePlan, batches, plan_tiles, read_tile
 
 Progress = Callable[[int, int], None]
@@ -74,7 +74,7 @@ class Predictor:
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
         decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
         answer = card.task.answer(decided, prepared)
-        scores = card.task.scores(decided, answer, prepared)
+        scores = card.task.measure(decided, answer, prepared, self.package.weights)
         return Prediction(
             task=card.task.kind,
             image=answer,
@@ -83,6 +83,14 @@ class Predictor:
             provenance=self.provenance | ({"blended_tiles": True} if plan.blend else {}),
             **self._placed(scores, threshold),
         )
+
+    def scores_of(self, pixels_CSRW: NDArray[np.float32]) -> dict[str, float]:
+        """An anomaly model's scores of what its network sees: of an image that is prepared already."""
+        task, field = self.package.card.task, self.package.card.receptive_field
+        assert isinstance(task, Anomaly), "only these have scores"
+        plan = plan_tiles(pixels_CSRW.shape[1:], field, self._tile_voxels)
+        decided, _ = self._run(pixels_CSRW, plan, None, False, None)
+        return task.values(decided, pixels_CSRW, self.package.weights)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -179,6 +187,11 @@ def _check_size(image: Image, field: ReceptiveField) -> None:
     """Raises UnfitImage where the network would see more mirrored border than image."""
     shape = image.geometry.shape
     seen = shape if field.dims == 3 else shape[1:]
+    if field.size is not None and seen != field.size:
+        raise UnfitImage(
+            f"this image is {' x '.join(map(str, seen))} on the model's grid; the model knows each place of images of "
+            f"{' x '.join(map(str, field.size))} and takes no others. Send one of that size, or choose another model."
+        )
     least = max(2, field.stride // 2)
     if min(seen) < least:
         raise UnfitImage(

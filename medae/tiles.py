@@ -43,6 +43,8 @@ class ReceptiveField(Settings):
     """An output voxel depends on inputs at most this far away along each axis."""
     tileable: bool = True
     """False where the whole window changes every voxel (instance norm): then there is no finite radius."""
+    size: tuple[PositiveInt, PositiveInt] | tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """The only size of image, along the seen axes, where each place is known by its own; None: any."""
 
     @property
     def halo(self) -> int:

@@ -40,7 +40,7 @@ LAYERS = (
     ("backends",),
     ("predictor",),
     ("answers", "report"),
-    ("evaluation", "export", "latent"),
+    ("evaluation", "export", "fitting", "latent"),
     ("training",),
     ("batch", "medae_service", "client"),
     ("demo", "doctor", "inspection"),
