@@ -138,8 +138,8 @@ def _fit_map(
 
     def of_window(x: Tensor) -> NDArray[np.float64]:
         with torch.no_grad():
-            found = features(x, run(network, x).latent)[0]
-        return found.float().cpu().numpy().astype(np.float64)  # (F, *places)
+            found: Tensor = features(x, run(network, x).latent)[0]
+        return np.asarray(found.float().cpu().numpy(), np.float64)  # (F, *places)
 
     windows = _windows(package, pixels, next(network.parameters()).device)
     if score.positions == "own":
