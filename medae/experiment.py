@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from medae.data import AugmentSettings, DataConfig
-from medae.networks import AutoencoderSettings, NetworkConfig, NetworkSettings
+from medae.networks import AutoencoderSettings, NetworkConfig, NetworkSettings, kinds_with
 from medae.objectives import ObjectiveConfig
 from medae.preparation import Preparation
 from medae.scores import SSIM, Residual
@@ -103,12 +103,14 @@ class Experiment(Settings):
                 raise ValueError(
                     f"the objective {kind} is there {count} times; give it once, with the sum of the weights"
                 )
-        if "kl" in counts and self.network.kind != "vae":
-            raise ValueError(
-                f"the objective kl needs a network whose code is a distribution: vae, not {self.network.kind}"
-            )
-        if list(counts) == ["kl"]:
-            raise ValueError("the objective kl compares nothing with the target; add one that does, such as mse")
+        for objective in self.objectives:
+            for attribute, fitting in objective.needs.items():
+                has = getattr(self.network, attribute, None)
+                if has not in fitting:
+                    raise ValueError(_unfit(objective, self.network, attribute, fitting, has))
+        if not any(objective.compares for objective in self.objectives):
+            listed = " and ".join(counts)
+            raise ValueError(f"the objective {listed} compares nothing with the target; add one that does, such as mse")
         return self
 
     @model_validator(mode="after")
@@ -133,6 +135,11 @@ class Experiment(Settings):
             raise ValueError(
                 f"a {decoder} decoder knows values in 0..1, and preparation.intensity zscore has no such range: take "
                 "full_range, window or percentile"
+            )
+        if decoder == "gaussian" and not any("gaussian" in each.needs.get("decoder", ()) for each in self.objectives):
+            raise ValueError(
+                "network.decoder gaussian says a variance that no objective judges; add the objective gaussian with "
+                "variance: learned, or take decoder: point"
             )
         return self
 
@@ -200,20 +207,25 @@ _NEEDED: Mapping[Need, str] = {
 
 def _says(network: NetworkSettings) -> frozenset[Need]:
     """What scores can ask of it."""
-    found: set[Need] = set()
-    if isinstance(network, AutoencoderSettings):
-        found |= {"code"}
-        found |= {"variance"} if network.decoder == "gaussian" else set()
-    if network.kind == "vae":
-        found |= {"distribution"}
-    return frozenset(found)
+    latent, decoder = network.latent, getattr(network, "decoder", "point")
+    found: dict[Need, bool] = {
+        "code": latent in ("code", "gaussian"),
+        "distribution": latent == "gaussian",
+        "variance": decoder == "gaussian",
+        "codes": latent == "codes",
+    }
+    return frozenset(name for name, has in found.items() if has)
+
+
+_VALUES = frozenset({"mse", "l1", "gaussian", "bernoulli", "categorical"})
+"""Objectives that make values alike, voxel by voxel."""
 
 
 def mismatches(task: Anomaly, objectives: set[str]) -> Iterator[str]:
     """What was trained to be alike in one sense is no measure in another: such scores are often below chance."""
-    trained = objectives & {"mse", "l1", "ssim", "perceptual"}
+    trained = objectives & (_VALUES | {"ssim", "perceptual"})
     for score in task.mapped:
-        if isinstance(score, Residual) and trained and not trained & {"mse", "l1"}:
+        if isinstance(score, Residual) and trained and not trained & _VALUES:
             yield _mismatch(score.key, trained, "values alike: add mse or l1, or score by what was trained")
         if isinstance(score, SSIM) and trained == {"perceptual"}:
             yield _mismatch(score.key, trained, "structure alike: add ssim or mse, or score by what was trained")
@@ -221,6 +233,16 @@ def mismatches(task: Anomaly, objectives: set[str]) -> Iterator[str]:
 
 def _mismatch(key: str, trained: set[str], missing: str) -> str:
     return f"the score {key} does not measure what {', '.join(sorted(trained))} trains, which does not make {missing}"
+
+
+def _unfit(
+    objective: ObjectiveConfig, network: NetworkConfig, attribute: str, fitting: frozenset[str], has: Any
+) -> str:
+    wanted, there = " or ".join(sorted(fitting)), f"{network.kind} has {has or 'none'}"
+    if attribute != "latent":
+        return f"the objective {objective.kind} needs network.{attribute} {wanted}; {there}"
+    kinds = ", ".join(kinds_with(fitting))
+    return f"the objective {objective.kind} needs a network whose latent is {wanted}: {kinds}; {there}"
 
 
 def _has_targets(data: DataConfig) -> bool | None:
