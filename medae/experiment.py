@@ -146,11 +146,9 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _scores_fit_the_network(self) -> Self:
         if isinstance(self.task, Anomaly):
-            has = _says(self.network)
-            for score in self.task.mapped:
-                missing = sorted(score.requirements - has)
-                if missing:
-                    raise ValueError(f"the score {score.kind} needs {_NEEDED[missing[0]]}, not {self.network.kind}")
+            unfit = unfit_score(self.task, self.network)
+            if unfit is not None:
+                raise ValueError(unfit)
             for warning in mismatches(self.task, {objective.kind for objective in self.objectives}):
                 logger.warning(warning)
         return self
@@ -203,6 +201,16 @@ _NEEDED: Mapping[Need, str] = {
     "variance": "a decoder that says its variance: network.decoder gaussian",
     "codes": "a network with a code book",
 }
+
+
+def unfit_score(task: Anomaly, network: NetworkSettings) -> str | None:
+    """Why a score cannot be had from this network; None where all can."""
+    has = _says(network)
+    for score in task.mapped:
+        missing = sorted(score.requirements - has)
+        if missing:
+            return f"the score {score.kind} needs {_NEEDED[missing[0]]}, not {network.kind}"
+    return None
 
 
 def _says(network: NetworkSettings) -> frozenset[Need]:

@@ -42,7 +42,7 @@ LAYERS = (
     ("predictor",),
     ("answers", "report"),
     ("evaluation", "export", "fitting", "latent"),
-    ("training",),
+    ("training", "rescoring"),
     ("batch", "medae_service", "client"),
     ("demo", "doctor", "inspection"),
     ("cli",),

@@ -11,6 +11,7 @@ import typer
 
 from medae import __version__
 from medae.cli.options import AsJson, Device, Inputs, Out, Output, Package, keep_heap, require_existing
+from medae.cli.scores import calibrate, rescore
 from medae.cli.terminal import complain, print_json, stderr
 from medae.cli.tokens import token
 from medae.errors import InputError, MedaeError
@@ -28,6 +29,8 @@ app = typer.Typer(
 )
 
 app.add_typer(token)
+app.command()(calibrate)
+app.command()(rescore)
 
 
 def main() -> None:

@@ -173,5 +173,5 @@ def _data_in_words(experiment: Experiment) -> str:
     data = experiment.data
     counts = {split: len(data.cases(split)) for split in ("train", "validation", "test")}
     listed = ", ".join(f"{count} {split}" for split, count in counts.items())
-    name = f" {data.name}" if data.kind == "sample" else ""
+    name = f" {data.name}" if data.kind in ("sample", "collection") else ""
     return f"{data.kind}{name}: {listed} cases"
