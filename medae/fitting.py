@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from medae.backends.observer import Head, features_of
 from medae.backends.torch import network_of
 from medae.errors import InputError, SettingsError, UsageError
 from medae.image import Image
-from medae.networks import run
+from medae.networks import NetworkConfig, NetworkSettings, run
 from medae.package import ModelPackage
 from medae.predictor import Predictor, prepare
 from medae.scores import PREFIX, Mahalanobis, MapScore, Neighbours, RankAverage, Statistics, VarianceHead
@@ -86,8 +87,10 @@ def _prepared(package: ModelPackage, images: Iterable[Image]) -> list[NDArray[np
 
 
 def _of_any_size(package: ModelPackage) -> ModelPackage:
-    """As before its scores were fitted to one."""
-    field = package.card.receptive_field.model_copy(update={"size": None})
+    """As before its scores were fitted to one; a network that takes one size only goes on doing so."""
+    network = TypeAdapter[NetworkSettings](NetworkConfig).validate_python(package.card.network)
+    only = network.receptive_field().window
+    field = package.card.receptive_field.model_copy(update={"window": only})
     return ModelPackage.seal(package.card.model_copy(update={"receptive_field": field}), package.weights)
 
 
@@ -101,7 +104,7 @@ def _sealed(package: ModelPackage, parts: Parts, pixels: Sequence[NDArray[Any]])
     own = {name: values for name, values in package.weights.items() if not name.startswith(PREFIX)}
     if any(getattr(score, "positions", "shared") == "own" for score in card.task.mapped):  # type: ignore[union-attr]
         shape = pixels[0].shape[1:] if card.receptive_field.dims == 3 else pixels[0].shape[2:]
-        card = card.model_copy(update={"receptive_field": card.receptive_field.model_copy(update={"size": shape})})
+        card = card.model_copy(update={"receptive_field": card.receptive_field.model_copy(update={"window": shape})})
     return ModelPackage.seal(card, own | parts)
 
 

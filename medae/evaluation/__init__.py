@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from medae.scores.baselines import Baselines
 from medae.tasks import Anomaly, Restoration, Segmentation, TaskConfig
 
 __all__ = ["CaseResult", "Evaluation", "Headline", "Measured", "calibrate", "evaluate", "headline", "measure"]
+
+if TYPE_CHECKING:
+    from medae.backends.code_report import CodeReport
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,8 @@ def evaluate(
     against the target or, where the task has a corruption, of the clean image after that corruption, seeded by the
     case's place in the list. anomaly: AUROC and average precision of `label` not "normal", overall and for each label,
     of the scores and of what needs no learning, which is fitted on the normal training images of the package's own
-    experiment where these can be read; and how well the map finds the targets, where cases have some.
+    experiment where these can be read; and how well the map finds the targets, where cases have some. A variational
+    autoencoder: what its code holds (`posterior`), with a warning where it has collapsed.
 
     A case that cannot be measured is a row with its reason, and the others go on.
     Raises UsageError where there are no cases, SettingsError for a list that does not hold, OutputError.
@@ -108,11 +112,13 @@ def evaluate(
     task = predictor.package.card.task
     with recording(out, "evaluate", digests={"package": predictor.package.digest}) as run:
         results: list[CaseResult] = []
-        gallery, voxels = Gallery(predictor.package), Voxels()
+        gallery, voxels, code = Gallery(predictor.package), Voxels(), _code_report(predictor.package)
         fitted = _baselines(predictor.package) if isinstance(task, Anomaly) else None
         for index, (case, read) in enumerate(to_read(predictor.package, cases, split)):
             result, images = _result(predictor, case, read, index, fitted)
             results.append(result)
+            if images and code is not None:
+                code.see(images["input"])
             if out is not None and images:
                 gallery.see(result, images)
             if isinstance(task, Anomaly) and "target" in images:
@@ -124,7 +130,7 @@ def evaluate(
             watch(results[-1])
         if not results:
             raise UsageError(f"there are no cases to evaluate on (split {split}); name others")
-        metrics = summarise(task, results)
+        metrics = summarise(task, results) | (code.summary() if code else {})
         evaluation = Evaluation(tuple(results), metrics | ({"voxels": found} if (found := voxels.summary()) else {}))
         if out is not None:
             report = report_file(predictor.package, results, evaluation.metrics, gallery, cases=described(cases, split))
@@ -204,6 +210,12 @@ def damaged(clean: Image, preparation: Preparation, task: Restoration, seed: int
         return clean.with_pixels(noisy), clean.with_pixels(x)
     in_units = [(values * np.float32(scale) + np.float32(lower)).astype(np.float32) for values in (noisy, x)]
     return clean.with_pixels(in_units[0]), clean.with_pixels(in_units[1])
+
+
+def _code_report(package: ModelPackage) -> "CodeReport | None":
+    from medae.backends.code_report import CodeReport  # which needs torch
+
+    return CodeReport.of(package)
 
 
 def _result(

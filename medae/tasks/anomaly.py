@@ -139,7 +139,7 @@ class Anomaly(Task):
         radius = field.radius + max(score.radius for score in self.mapped) + (self.median or 1) // 2
         stride = int(np.lcm.reduce([field.stride, *(score.step for score in self.mapped)]))
         tileable = field.tileable and not any(score.whole for score in self.mapped)
-        return ReceptiveField(dims=field.dims, stride=stride, radius=radius, tileable=tileable)
+        return field.model_copy(update={"stride": stride, "radius": radius, "tileable": tileable})
 
     def check_threshold(self, threshold: float | None) -> None:
         if threshold is not None and not 0 < threshold < 1:

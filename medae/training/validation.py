@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medae.backends.code_report import CodeReport
 from medae.backends.torch import TorchBackend, choose_device
 from medae.data import Case
 from medae.errors import InputError, UsageError
@@ -54,11 +55,13 @@ def validate(
     predictor = Predictor(package, backend=TorchBackend.around(network, package, str(device)))
     results: list[CaseResult] = []
     shown: list[Measured] = []
+    code = CodeReport(network, package.card)
     for index, case in enumerate(cases):
         if stop.asked:
             return None
         try:
             measured = measure(predictor, experiment.data.read(case, labels=labels_of(experiment)), index)
+            code.see(measured.images["input"])
         except InputError as error:
             logger.warning("case %s (validation) is left out: %s", case.id, error)
             results.append(CaseResult(case.id, case.label, {}, str(error)))
@@ -71,6 +74,7 @@ def validate(
     # there are only normal cases to detect nothing in
     found = summarise(package.card.task, results)
     summary = {name: value for name, value in found.items() if name not in ("detection", "verdict", *STATISTICS)}
+    summary |= code.summary()
     return Validated(package, summary, float(np.mean(values)) if values else float("nan"), shown)
 
 
