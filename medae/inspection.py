@@ -51,6 +51,7 @@ def describe_image(image: Image) -> dict[str, Any]:
     return {
         "what": "image",
         "format": image.source.format,
+        "volumes": image.volumes,
         "channels": image.channels,
         "slices": slices,
         "rows": rows,

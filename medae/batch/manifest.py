@@ -9,7 +9,10 @@ from pathlib import Path
 from medae.errors import UsageError
 from medae.io import dicom
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm"),
+    *(".mha", ".mhd", ".nrrd", ".nhdr"),
+)
 """In a folder, a file of such a name counts as an image even when its content says otherwise: it is then a failed
 item with a reason, and is not passed over. Whether a file really is an image, its content decides when it is read."""
 
@@ -66,7 +69,8 @@ def list_items(inputs: Sequence[str], *, out: Path | None = None) -> Manifest:
     items = tuple(_items(named, [path for path in found if _counts_as_image(path)]))
     if not items:
         raise UsageError(
-            f"no image among the inputs ({len(found)} files looked at); images are PNG, JPEG, TIFF, NIfTI and DICOM"
+            f"no image among the inputs ({len(found)} files looked at); images are PNG, JPEG, TIFF, NIfTI, DICOM, "
+            "MetaImage and NRRD"
         )
     used = {path for item in items for path in item.files}
     return Manifest(items, len(set(found) - used))
