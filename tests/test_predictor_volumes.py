@@ -13,11 +13,11 @@ from medae.preparation import Preparation
 from medae.tasks import Anomaly, Restoration, Segmentation
 from tests.conftest import tilted_affine, untrained_package
 
-UNET = {"kind": "unet", "dims": 2, "channels": [4, 8]}
+UNET = {"kind": "unet", "dims": 2, "features": (4, 8), "strides": (2,)}
 TASKS = {
     "segmentation": (Segmentation(labels=[Label(name="lesion", colour=(255, 0, 0))]), UNET),
-    "restoration": (Restoration(), {"kind": "dncnn", "dims": 2, "width": 4, "depth": 3}),
-    "anomaly": (Anomaly(), {"kind": "conv_autoencoder", "dims": 2, "channels": [4, 8]}),
+    "restoration": (Restoration(), {"kind": "dncnn", "depth": 3, "features": 4}),
+    "anomaly": (Anomaly(), {"kind": "conv_autoencoder", "features": [4, 6]}),
 }
 
 

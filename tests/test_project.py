@@ -40,7 +40,7 @@ LAYERS = (
     ("experiment", "package"),
     ("backends",),
     ("predictor",),
-    ("answers", "report"),
+    ("answers", "memory", "report"),
     ("evaluation", "export", "latent"),
     ("training",),
     ("batch", "medae_service", "client"),
