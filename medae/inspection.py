@@ -13,9 +13,10 @@ from rich.table import Table
 
 from medae import package as packages
 from medae.batch.manifest import Item
+from medae.batch.sources import fetch
 from medae.errors import InputError, UnknownModel
 from medae.image import Image
-from medae.io import read_image
+from medae.io import DEFAULT_LIMITS, read_image
 from medae.memory import Footprint, footprint, needed
 from medae.package import ModelPackage
 
@@ -103,9 +104,9 @@ class Finding:
 def check_item(item: Item, package: ModelPackage | None) -> Finding:
     """Read an item and, given a package, prepare it as its network would see it."""
     try:
-        image = read_image(item.files if len(item.files) > 1 else item.files[0])
-        stored = sum(path.stat().st_size for path in item.files)
-        needs = None if package is None else footprint(package, image, stored=stored)
+        fetched = fetch(item.files, DEFAULT_LIMITS)
+        image = read_image(fetched.sources if len(fetched.sources) > 1 else fetched.sources[0])
+        needs = None if package is None else footprint(package, image, stored=fetched.fingerprint.size)
     except InputError as error:
         return Finding(item, False, str(error), error.code)
     volumes = f"{image.volumes} volumes of " if image.volumes > 1 else ""
