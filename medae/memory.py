@@ -27,6 +27,8 @@ from medae.tiles import plan_tiles
 
 _FLOAT = 4
 _SECONDS = 600
+_HEAP = 1 << 26
+"""What the heap holds beyond what is in use: keep_heap asks for 64 MiB ahead, and blocks do not fit without gaps."""
 _WRITERS = {
     "dicom": ("medae.io.dicom", "medae.io.dicom_seg"),
     "nifti": ("medae.io.nifti", "nibabel.nifti1", "nibabel.nifti2"),
@@ -80,7 +82,7 @@ def needed(package: str, footprints: Sequence[Footprint], device: str = "auto") 
         resident = int(done.stdout)
     except (subprocess.SubprocessError, ValueError):
         raise PackageError("the model does not run one tile here; `medae doctor` says what this machine has") from None
-    return [resident + each.arrays for each in footprints]
+    return [resident + _HEAP + each.arrays for each in footprints]
 
 
 def _measure(order: dict[str, Any], device: str) -> int:
