@@ -89,7 +89,6 @@ class Predictor:
             **self._placed(scores, threshold),
         )
 
-<<<<<<< HEAD
     def scores_of(self, pixels_CSRW: NDArray[np.float32]) -> dict[str, float]:
         """An anomaly model's scores of what its network sees: of an image that is prepared already."""
         task, field = self.package.card.task, self.package.card.receptive_field
@@ -97,7 +96,7 @@ class Predictor:
         plan = plan_tiles(pixels_CSRW.shape[1:], field, self._tile_voxels)
         decided, _ = self._run(pixels_CSRW, plan, None, False, None)
         return task.values(decided, pixels_CSRW, self.package.weights)
-=======
+
     def _by_volume(
         self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
     ) -> Prediction:
@@ -120,7 +119,6 @@ class Predictor:
             probabilities=_stacked(soft) if soft else None,
             **self._placed(scores, threshold),
         )
->>>>>>> din2
 
     @property
     def provenance(self) -> dict[str, Any]:
