@@ -163,7 +163,8 @@ class CoarseNoise(SmoothNoise):
     kind: Literal["coarse"] = "coarse"
 
     def _corrupt(self, clean: "Tensor", level: "Tensor", generator: "torch.Generator") -> "Tensor":
-        return clean + self._where(clean, 1) * level * _smooth(clean, self.cell, generator)
+        noisy: Tensor = clean + self._where(clean, 1) * level * _smooth(clean, self.cell, generator)
+        return noisy
 
     def _corrupt_numpy(self, clean: NDArray[np.float64], level: float, rng: np.random.Generator) -> NDArray[np.float64]:
         noisy: NDArray[np.float64] = clean + self._where(clean, 0) * level * _smooth_numpy(clean, self.cell, rng)
@@ -179,7 +180,8 @@ class BlobNoise(SmoothNoise):
 
     def _corrupt(self, clean: "Tensor", level: "Tensor", generator: "torch.Generator") -> "Tensor":
         fields = [_smooth(clean, self.cell * factor, generator) for factor in (1, 2)]
-        return clean + self._where(clean, 1) * level * fields[0] * fields[1] * 1.5 ** (clean.ndim - 2)
+        noisy: Tensor = clean + self._where(clean, 1) * level * fields[0] * fields[1] * 1.5 ** (clean.ndim - 2)
+        return noisy
 
     def _corrupt_numpy(self, clean: NDArray[np.float64], level: float, rng: np.random.Generator) -> NDArray[np.float64]:
         fields = [_smooth_numpy(clean, self.cell * factor, rng) for factor in (1, 2)]
