@@ -12,6 +12,7 @@ import typer
 from medae import __version__
 from medae.cli.batch import batch
 from medae.cli.options import AsJson, Device, Inputs, Out, Output, Package, keep_heap, require_existing
+from medae.cli.scores import calibrate, rescore
 from medae.cli.terminal import complain, print_json, stderr
 from medae.cli.tokens import token
 from medae.errors import InputError, MedaeError
@@ -30,6 +31,8 @@ app = typer.Typer(
 
 app.add_typer(batch)
 app.add_typer(token)
+app.command()(calibrate)
+app.command()(rescore)
 
 
 def main() -> None:
