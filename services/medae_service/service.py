@@ -16,6 +16,7 @@ from medae_service import logs, metrics
 from medae_service.app import create_app, paths
 from medae_service.decoding import Decoders
 from medae_service.engine import Engine
+from medae_service.listening import Listener
 from medae_service.models import Models, Served, Shelf, Stored, weights_bytes
 from medae_service.native import SCOPES as NATIVE_PATHS
 from medae_service.native import NativeEndpoints, NativeGuard
@@ -44,7 +45,7 @@ class _Behind(bentoml.Service):  # type: ignore[misc]  # BentoML is not typed
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         inner = NativeGuard(super().to_asgi(is_main), settings)
-        return door(inner, settings, [*paths(app), *BENTOML_PATHS, *NATIVE_PATHS])
+        return Listener(door(inner, settings, [*paths(app), *BENTOML_PATHS, *NATIVE_PATHS]))
 
 
 class Medae(NativeEndpoints):
