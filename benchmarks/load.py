@@ -95,6 +95,13 @@ class Connection:
             self.close()
         return int(first.split()[1]), body
 
+    async def abandon(self, part: bytes) -> None:
+        """Send a part of a request, and leave."""
+        _, writer = await asyncio.open_connection(self._target.host, self._target.port)
+        writer.write(part)
+        await writer.drain()
+        writer.transport.abort()
+
     def close(self) -> None:
         if self._streams is not None:
             self._streams[1].close()

@@ -19,6 +19,8 @@ PACKAGE_VARIABLE = "MEDAE_BENCHMARK_PACKAGE"
 """What benchmarks.plain serves."""
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
+REST = 0.05
+"""Seconds of processor time in one second that are none."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def _running(
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
         _wait_until(server, ready)
+        _settle(server)
         yield server
     finally:
         process.terminate()
@@ -105,6 +108,14 @@ def _wait_until(server: Server, path: str) -> None:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.1)
     raise RuntimeError(f"the server was not ready in {START_SECONDS:g} s:\n{server.log.read_text()}")
+
+
+def _settle(server: Server) -> None:
+    """Until all processes rest: one worker is ready while another still loads its models."""
+    before = -1.0
+    while (spent := server.cpu()) > before + REST:
+        before = spent
+        time.sleep(1)
 
 
 def _free_port() -> int:

@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 SECONDS_A_REQUEST = 0.002
 """That a connection is left to the others, for each request that this worker has more than another."""
 MOST_SECONDS = 0.02
+COMING_SECONDS = 0.05
+"""That a new connection counts as a request: its first one is on the way."""
 MUCH = 2
 """Requests more than another worker has: clients are asked to connect again."""
 _NUMBER = 4
@@ -61,8 +63,8 @@ class Listener:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":  # it begins before the server listens
-            self._board.post(0)
-            _take_turns(asyncio.get_running_loop(), self._board)
+            self._count(0)
+            self._take_turns(asyncio.get_running_loop())
             await self.app(scope, receive, send)
             return
 
@@ -81,26 +83,29 @@ class Listener:
         self._requests += change
         self._board.post(self._requests)
 
-
-def _take_turns(loop: Any, board: Board) -> None:
-    """Connections are accepted one a turn of the loop, and not at once where another worker has less to do."""
-    accept = getattr(loop, "_accept_connection", None)
-    if accept is None:  # not asyncio's own loop: it shares as it likes
-        return
-
-    def one(factory: Any, listening: Any, tls: Any, server: Any, backlog: int, *rest: Any) -> None:
-        more = board.more()
-        if more == 0:
-            accept(factory, listening, tls, server, 1, *rest)
+    def _take_turns(self, loop: Any) -> None:
+        """Connections are accepted one a turn of the loop, and not at once where another worker has less to do."""
+        accept_all = getattr(loop, "_accept_connection", None)
+        if accept_all is None:  # not asyncio's own loop: it shares as it likes
             return
-        waiting = (factory, listening, tls, server, 1, *rest)
-        loop._remove_reader(listening.fileno())
-        loop.call_later(min(MOST_SECONDS, more * SECONDS_A_REQUEST), after_a_while, *waiting)
 
-    def after_a_while(*waiting: Any) -> None:
-        listening = waiting[1]
-        if listening.fileno() >= 0:  # else the server was stopped meanwhile
-            accept(*waiting)
-            loop._add_reader(listening.fileno(), one, *waiting)
+        def accept(factory: Any, listening: Any, tls: Any, server: Any, most: int, *rest: Any) -> None:
+            self._count(1)
+            loop.call_later(COMING_SECONDS, self._count, -1)
+            accept_all(factory, listening, tls, server, 1, *rest)
 
-    loop._accept_connection = one
+        def take(*waiting: Any) -> None:
+            more = self._board.more()
+            if more == 0:
+                accept(*waiting)
+                return
+            loop._remove_reader(waiting[1].fileno())
+            loop.call_later(min(MOST_SECONDS, more * SECONDS_A_REQUEST), after_a_while, *waiting)
+
+        def after_a_while(*waiting: Any) -> None:
+            listening = waiting[1]
+            if listening.fileno() >= 0:  # else the server was stopped meanwhile
+                accept(*waiting)
+                loop._add_reader(listening.fileno(), take, *waiting)
+
+        loop._accept_connection = take
