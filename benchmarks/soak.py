@@ -38,7 +38,7 @@ from medae.tasks import Restoration, Segmentation
 WARM_UP = 0.2
 """Share of the time that does not count."""
 BLOCKS = 12
-SAMPLE_SECONDS = 5.0
+SAMPLE_SECONDS = 3.0
 UNNOTICED = 0.01
 """Of the memory, an hour."""
 EXPECTED = frozenset({0, 200, 404, 413, 415, 422, 429})
