@@ -1,7 +1,8 @@
 """Predictor: Image -> Prediction. The one inference path of evaluation, training, command line, service and batch."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from medae.errors import UnfitImage, UsageError
 from medae.image import Image
 from medae.package import Card, ModelPackage
 from medae.preparation import Prepared
-from medae.tasks import Segmentation
+from medae.tasks import Anomaly, Segmentation
 from medae.tiles import BlendStitcher, CoreStitcher, ReceptiveField, Tile, TilePlan, batches, plan_tiles, read_tile
 
 Progress = Callable[[int, int], None]
@@ -63,24 +64,59 @@ class Predictor:
         probabilities: bool = False,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Answer for one image.
+        """Answer for one image; of several volumes for each, the answers stacked as they were.
+
+        The score of several volumes is their mean; of an anomaly model that of the most anomalous one.
 
         threshold: segmentation: a probability; anomaly: a target false-positive rate. probabilities: segmentation only.
         Raises UnfitImage for an image the model cannot take, UsageError for a threshold it does not know.
         """
         card = self.package.card
         check_call(self.package, threshold=threshold, probabilities=probabilities)
+        if image.volumes > 1:
+            return self._by_volume(image, threshold, probabilities, progress)
         prepared = prepare(card, image)
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
         decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
         answer = card.task.answer(decided, prepared)
-        scores = card.task.scores(decided, answer, prepared)
+        scores = card.task.measure(decided, answer, prepared, self.package.weights)
         return Prediction(
             task=card.task.kind,
             image=answer,
             scores=scores,
             probabilities=None if soft is None else _clipped(prepared.restore(soft)),
             provenance=self.provenance | ({"blended_tiles": True} if plan.blend else {}),
+            **self._placed(scores, threshold),
+        )
+
+    def scores_of(self, pixels_CSRW: NDArray[np.float32]) -> dict[str, float]:
+        """An anomaly model's scores of what its network sees: of an image that is prepared already."""
+        task, field = self.package.card.task, self.package.card.receptive_field
+        assert isinstance(task, Anomaly), "only these have scores"
+        plan = plan_tiles(pixels_CSRW.shape[1:], field, self._tile_voxels)
+        decided, _ = self._run(pixels_CSRW, plan, None, False, None)
+        return task.values(decided, pixels_CSRW, self.package.weights)
+
+    def _by_volume(
+        self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
+    ) -> Prediction:
+        def progress_of(number: int) -> Progress | None:
+            if progress is None:
+                return None
+            return lambda done, total: progress(number * total + done, image.volumes * total)
+
+        parts = [
+            self(image.volume(n), threshold=threshold, probabilities=probabilities, progress=progress_of(n))
+            for n in range(image.volumes)
+        ]
+        combine = max if self.package.card.task.kind == "anomaly" else fmean
+        scores = {name: float(combine(part.scores[name] for part in parts)) for name in parts[0].scores}
+        soft = [part.probabilities for part in parts if part.probabilities is not None]
+        return replace(
+            parts[0],
+            image=_stacked([part.image for part in parts]),
+            scores=scores,
+            probabilities=_stacked(soft) if soft else None,
             **self._placed(scores, threshold),
         )
 
@@ -146,15 +182,15 @@ class Predictor:
         calibration = self.package.calibration
         if calibration is None or calibration.score not in scores:
             return {}
-        score = scores[calibration.score]
-        decision = None
-        if threshold is not None:
-            decision = "anomalous" if score > calibration.threshold(threshold) else "normal"
-        return {
-            "percentile": calibration.percentile(score),
-            "p_value": calibration.p_value(score),
-            "decision": decision,
-        }
+        score, references = scores[calibration.score], calibration.deciding
+        p_value = references.p_value(score)
+        decision = None if threshold is None else "anomalous" if p_value <= threshold else "normal"
+        return {"percentile": references.percentile(score), "p_value": p_value, "decision": decision}
+
+
+def _stacked(volumes: list[Image]) -> Image:
+    pixels = np.concatenate([volume.pixels for volume in volumes])
+    return replace(volumes[0], pixels=pixels, volumes=len(volumes))
 
 
 def check_call(package: ModelPackage, *, threshold: float | None, probabilities: bool = False) -> None:
@@ -166,7 +202,7 @@ def check_call(package: ModelPackage, *, threshold: float | None, probabilities:
     if threshold is not None and task.kind == "anomaly":
         if calibration is None:
             raise UsageError("this model has no calibration, so a false-positive rate cannot be turned into a decision")
-        calibration.threshold(threshold)
+        calibration.deciding.usual(threshold)
 
 
 def prepare(card: Card, image: Image) -> Prepared:
@@ -176,14 +212,20 @@ def prepare(card: Card, image: Image) -> Prepared:
             "this model works on volumes, and this image is a single slice. Send the whole series or volume."
         )
     prepared = card.preparation.apply(image)
-    _check_size(prepared.image, card.receptive_field)
+    require_size(prepared.image, card.receptive_field)
     return prepared
 
 
-def _check_size(image: Image, field: ReceptiveField) -> None:
-    """Raises UnfitImage where the network would see more mirrored border than image."""
+def require_size(image: Image, field: ReceptiveField) -> None:
+    """Raises UnfitImage for another size than the only one, and where the network would see more border than image."""
     shape = image.geometry.shape
     seen = shape if field.dims == 3 else shape[1:]
+    if field.window is not None and seen != field.window:
+        takes, has = (" x ".join(map(str, size)) for size in (field.window, seen))
+        raise UnfitImage(
+            f"this model takes images of {takes} only, and this one is {has} on the model's grid. Crop it or scale it, "
+            "or choose another model."
+        )
     least = max(2, field.stride // 2)
     if min(seen) < least:
         raise UnfitImage(

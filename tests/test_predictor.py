@@ -20,7 +20,7 @@ NUCLEI = Segmentation(labels=(Label(name="nucleus", colour=(255, 0, 0)), Label(n
 NETWORKS = [
     {"kind": "unet", "features": [4, 6, 8], "strides": [2, 2], "residual_units": 1},
     {"kind": "segnet", "features": [4, 6], "convolutions": [1, 2]},
-    {"kind": "conv_autoencoder", "features": [4, 6]},
+    {"kind": "conv_autoencoder", "features": [6, 8]},
     {"kind": "dncnn", "depth": 4, "features": 4, "pixel_unshuffle": 1},
     {"kind": "dncnn", "depth": 4, "features": 4, "pixel_unshuffle": 2},
     {"kind": "vae", "features": [4, 6], "latent_channels": 3},
@@ -80,6 +80,25 @@ def test_blended_tiles_of_a_network_without_norm_equal_the_whole_image() -> None
     np.testing.assert_allclose(a, b, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"kind": "dense_autoencoder", "size": [20, 28], "widths": [5]},
+        {"kind": "conv_autoencoder", "features": [4, 6], "size": [20, 28]},
+        {"kind": "vae", "features": [4, 6], "size": [20, 28]},
+    ],
+    ids=network_id,
+)
+def test_a_network_of_one_size_gets_whole_images_of_it(network: dict[str, object]) -> None:
+    predictor = Predictor(untrained_package(Anomaly(), network), tile_voxels=64)
+    image = noise(3, 20, 28)
+    prediction = predictor(image)
+    assert prediction.image.pixels.shape == image.pixels.shape
+    assert "blended_tiles" not in prediction.provenance
+    with pytest.raises(UnfitImage, match="takes images of 20 x 28 only, and this one is 20 x 32 on the model's grid"):
+        predictor(noise(3, 20, 32))
+
+
 @pytest.mark.parametrize("shape", [(5, 33, 47), (1, 20, 64)])
 def test_answers_lie_where_the_input_lay(shape: tuple[int, int, int]) -> None:
     preparation = Preparation(orientation="SPL", spacing_mm=(1, 1, 1), intensity=Window(lower=0, upper=1))
@@ -125,7 +144,7 @@ def test_scores_are_placed_among_the_references() -> None:
     with pytest.raises(UsageError, match="no calibration"):
         Predictor(package)(image, threshold=0.1)
     for reference, decision in ((score * 0.5, "anomalous"), (score * 2, "normal")):
-        calibration = Calibration.from_scores([reference] * 20, score="l2_mean", package_digest=package.digest)
+        calibration = Calibration.from_scores({"l2_mean": [reference] * 500}, package_digest=package.digest)
         prediction = Predictor(package.calibrated(calibration))(image, threshold=0.1)
         assert prediction.decision == decision
         assert prediction.percentile == (100 if decision == "anomalous" else 0)
@@ -159,10 +178,10 @@ def test_answers_that_are_not_numbers_are_no_answers() -> None:
 
 def test_a_rate_that_the_references_cannot_tell_is_refused_before_any_work() -> None:
     package = untrained_package(Anomaly(), {"kind": "vae", "features": [4, 4]})
-    calibration = Calibration.from_scores([0.5] * 20, score="l2_mean", package_digest=package.digest)
-    check_call(package.calibrated(calibration), threshold=0.05)
-    with pytest.raises(UsageError, match="cannot be told from 20"):
-        check_call(package.calibrated(calibration), threshold=0.01)
+    calibration = Calibration.from_scores({"l2_mean": [0.5] * 500}, package_digest=package.digest)
+    check_call(package.calibrated(calibration), threshold=0.002)
+    with pytest.raises(UsageError, match="cannot be told from 500"):
+        check_call(package.calibrated(calibration), threshold=0.001)
 
 
 def test_work_can_be_stopped_between_two_tiles() -> None:
