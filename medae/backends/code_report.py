@@ -52,7 +52,7 @@ class CodeReport:
         was_training = self._network.training
         self._network.eval()
         with torch.inference_mode():
-            for some in x.split(AT_ONCE):
+            for some in torch.split(x, AT_ONCE):
                 self._note(run(self._network, some), some)
         self._network.train(was_training)
 
