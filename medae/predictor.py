@@ -1,8 +1,8 @@
 """Predictor: Image -> Prediction. The one inference path of evaluation, training, command line, service and batch."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 import medae
 from medae.backends import Backend, open_backend
 from medae.errors import UnfitImage, UsageError
+from medae.gate import Gate
 from medae.image import Image
 from medae.package import Card, ModelPackage
 from medae.preparation import Prepared
 from medae.tasks import Segmentation
 from medae.tiles import BlendStitcher, CoreStitcher, ReceptiveField, Tile, TilePlan, batches, plan_tiles, read_tile
+from medae.verdict import GateLimits, Verdict
 
 Progress = Callable[[int, int], None]
 """Called with (tiles done, tiles in all). May raise, to stop the work between two tiles."""
+
+USUAL = GateLimits()
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,12 @@ class Prediction:
     """normal or anomalous, at the caller's false-positive rate; None without one."""
     probabilities: Image | None = None
     """(labels, S, R, W) float32, when asked for."""
+    gate: Verdict | None = None
+    """Whether the input is one that the model knows; None where the package has no gate."""
+
+    def judged(self, verdict: Verdict) -> Self:
+        """The same answer with what the gate says of its input."""
+        return replace(self, gate=verdict)
 
 
 class Predictor:
@@ -50,10 +60,13 @@ class Predictor:
         backend: Backend | None = None,
         device: str = "auto",
         tile_voxels: int | None = None,
+        gated: bool = True,
     ) -> None:
+        """gated: False leaves the package's gate to the caller."""
         self.package = package
         self._backend = backend or open_backend(package, device)
         self._tile_voxels = tile_voxels
+        self._gate = gate_of(package, device) if gated else None
 
     def __call__(
         self,
@@ -62,14 +75,25 @@ class Predictor:
         threshold: float | None = None,
         probabilities: bool = False,
         progress: Progress | None = None,
+        gate: GateLimits = USUAL,
     ) -> Prediction:
         """Answer for one image.
 
         threshold: segmentation: a probability; anomaly: a target false-positive rate. probabilities: segmentation only.
+        gate: when the package's gate, if it has one, warns; it never changes the answer.
         Raises UnfitImage for an image the model cannot take, UsageError for a threshold it does not know.
         """
-        card = self.package.card
         check_call(self.package, threshold=threshold, probabilities=probabilities)
+        if self._gate is None:
+            return self._answer(image, threshold, probabilities, progress)
+        seen = self._gate.look(image)
+        prediction = self._answer(image, threshold, probabilities, progress)
+        return prediction.judged(self._gate.judge(seen, prediction.image, gate))
+
+    def _answer(
+        self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
+    ) -> Prediction:
+        card = self.package.card
         prepared = prepare(card, image)
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
         decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
@@ -150,6 +174,14 @@ class Predictor:
         p_value = references.p_value(score)
         decision = None if threshold is None else "anomalous" if p_value <= threshold else "normal"
         return {"percentile": references.percentile(score), "p_value": p_value, "decision": decision}
+
+
+def gate_of(package: ModelPackage, device: str = "auto") -> Gate | None:
+    """The package's gate, ready to look; None where it has none."""
+    if package.gate is None:
+        return None
+    shape = Predictor(package.shape, device=device) if package.shape is not None else None
+    return Gate(package, Predictor(package.gate, device=device), shape)
 
 
 def check_call(package: ModelPackage, *, threshold: float | None, probabilities: bool = False) -> None:

@@ -8,8 +8,9 @@ from medae.data.augment import AugmentSettings
 from medae.data.cases import SPLITS, Case, CaseList, Data, LoadedCase, Split, label_image
 from medae.data.folder import Folder
 from medae.data.samples import Sample
+from medae.data.seen import Seen
 
-DataConfig = Annotated[CaseList | Folder | Sample, Field(discriminator="kind")]
+DataConfig = Annotated[CaseList | Folder | Sample | Seen, Field(discriminator="kind")]
 
 __all__ = [
     "SPLITS",
@@ -21,6 +22,7 @@ __all__ = [
     "Folder",
     "LoadedCase",
     "Sample",
+    "Seen",
     "Split",
     "label_image",
 ]

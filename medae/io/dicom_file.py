@@ -94,6 +94,11 @@ class DicomSource(Source):
     origins: tuple[tuple[int, int], ...] = ()
     """Of each dataset: which of the files that were read it is, and how many bytes its header has there."""
 
+    @property
+    def modality(self) -> str | None:
+        """Of the first slice; a series has one."""
+        return (str(self.datasets[0].get("Modality") or "") or None) if self.datasets else None
+
 
 @dataclass(frozen=True, eq=False)
 class Slice:
