@@ -16,7 +16,7 @@ from medae_service import logs, metrics
 from medae_service.app import create_app, paths
 from medae_service.decoding import Decoders
 from medae_service.engine import Engine
-from medae_service.models import Models, Served, Shelf, Stored, weights_bytes
+from medae_service.models import Models, Shelf, serve_package
 from medae_service.native import SCOPES as NATIVE_PATHS
 from medae_service.native import NativeEndpoints, NativeGuard
 from medae_service.security import door
@@ -104,8 +104,7 @@ def _load_models() -> None:
     shelf = Shelf(settings.model_memory_bytes)
     for name in settings.packages:
         package = load(name)
-        stored = Stored(package.digest, weights_bytes(package), partial(load, name), _device())
-        served = Served(package, stored, engine, shelf)
+        served = serve_package(package, partial(load, name), _device(), engine, shelf)
         models.add(package, served)
         del package  # its weights are read once more for the device, and never held twice for longer
         served.warm_up()
