@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medae import __version__
+from medae.cli.gate import gate
 from medae.cli.options import AsJson, Device, Inputs, Out, Output, Package, keep_heap, require_existing
 from medae.cli.terminal import complain, print_json, stderr
 from medae.cli.tokens import token
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 
 app.add_typer(token)
+app.command()(gate)
 
 
 def main() -> None:

@@ -13,10 +13,13 @@ from medae.networks import VAESettings
 from medae.objectives import KL, MSE
 from medae.package import GATE, SHAPE, ModelPackage
 from medae.preparation import Preparation
+from medae.settings import validate_settings
 from medae.tasks import Anomaly, Restoration, Segmentation
 from medae.training.state import LAST
 
 logger = logging.getLogger(__name__)
+
+PACKAGE = "package"
 
 SCORE = "gate"
 MEMBERS = (
@@ -30,11 +33,31 @@ MEMBERS = (
 def with_gate(package: ModelPackage, experiment: Experiment, out: Path, *, progress: bool | None) -> ModelPackage:
     """The package with the gate that its experiment asks for; as it is, where it asks for none or has it already.
 
-    The trainings lie under out/gate and out/shape, and go on where they were interrupted. Raises as `train`.
+    It becomes out/package. The trainings lie under out/gate and out/shape, and go on where they were interrupted.
+    Raises as `train`.
     """
     settings = experiment.gate
     if settings is None or package.gate is not None:
         return package
+    gated = _gated(package, experiment, settings, out, progress)
+    gated.save(out / PACKAGE)
+    return gated
+
+
+def give_gate(package: ModelPackage, experiment: Experiment, settings: GateSettings, out: Path) -> ModelPackage:
+    """The package with a new gate, made from the images of the experiment that made it; it becomes out/package.
+
+    Raises SettingsError for an anomaly model, and as `train`.
+    """
+    asked = validate_settings(experiment.resolved | {"gate": settings.model_dump()}, Experiment, "gate")
+    gated = _gated(package, asked, settings, out, progress=True)
+    gated.save(out / PACKAGE)
+    return gated
+
+
+def _gated(
+    package: ModelPackage, experiment: Experiment, settings: GateSettings, out: Path, progress: bool | None
+) -> ModelPackage:
     gate = _trained(gate_experiment(experiment, settings), out / GATE, progress)
     shape = None
     if settings.shape and isinstance(experiment.task, Segmentation):

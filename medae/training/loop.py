@@ -26,7 +26,7 @@ from medae.networks import run as run_network
 from medae.objectives import Loss
 from medae.package import ModelPackage
 from medae.record import now, recording
-from medae.training.gate import with_gate
+from medae.training.gate import PACKAGE, with_gate
 from medae.training.log import NAME as METRICS
 from medae.training.log import Log
 from medae.training.material import Batch, Material, batches_from, pair, read_material, seed_of
@@ -36,8 +36,6 @@ from medae.training.stopping import Stop
 from medae.training.validation import calibrated, validate, with_metrics
 
 logger = logging.getLogger(__name__)
-
-PACKAGE = "package"
 
 
 @dataclass
@@ -91,7 +89,7 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False, progress: 
     with _environment(experiment, device):
         state = _state_in(out, experiment, device, resume=resume)
         if state.finished:
-            return _gated(ModelPackage.load(out / PACKAGE), experiment, out, progress)
+            return with_gate(ModelPackage.load(out / PACKAGE), experiment, out, progress=progress)
         with recording(out, "train", seed=experiment.training.seed) as run, Stop() as stop:
             run.started = begun
             _write_experiment(experiment, out)
@@ -101,15 +99,7 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False, progress: 
                 package = _fit(Training(experiment, out, material, device, fabric, loss, log, stop, state, started))
             run.digests["package"] = package.digest
             run.facts |= {"steps": state.step, "best_step": state.best_step, "seconds": round(state.seconds, 1)}
-    return _gated(package, experiment, out, progress)
-
-
-def _gated(package: ModelPackage, experiment: Experiment, out: Path, progress: bool | None) -> ModelPackage:
-    """The package as it is served: with its gate, where the experiment asks for one."""
-    gated = with_gate(package, experiment, out, progress=progress)
-    if gated is not package:
-        gated.save(out / PACKAGE)
-    return gated
+    return with_gate(package, experiment, out, progress=progress)
 
 
 def _fit(training: Training) -> ModelPackage:
