@@ -5,7 +5,7 @@ made from and, for segmentation, an anomaly model of their masks, which looks at
 https://arxiv.org/abs/1903.10645). None of them changes the answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,9 @@ class Scored(Protocol):
 
     @property
     def p_value(self) -> float | None: ...
+
+    @property
+    def scores(self) -> Mapping[str, float]: ...
 
 
 Look = Callable[[Image], Scored]
@@ -62,9 +65,11 @@ class Gate:
         except InputError as error:
             return Seen((Reason("reject", f"the gate cannot take this image: {error}"),), None)
 
-    def judge(self, seen: Seen, answer: Image, limits: GateLimits) -> Verdict:
-        """What was seen, and the answer to it, at the caller's limits."""
-        found = [*seen.reasons, _unlike(seen.scored, "the image", limits), self._shape(answer, limits)]
+    def judge(self, seen: Seen, answer: Image, limits: GateLimits, *, shape: bool = True) -> Verdict:
+        """What was seen, and the answer to it, at the caller's limits. shape: False looks at the input alone."""
+        found = [*seen.reasons, _unlike(seen.scored, "the image", limits)]
+        if shape:
+            found.append(self._shape(answer, limits))
         percentile = None if seen.scored is None else seen.scored.percentile
         return Verdict.of((reason for reason in found if reason is not None), percentile)
 

@@ -66,7 +66,8 @@ class Predictor:
         self.package = package
         self._backend = backend or open_backend(package, device)
         self._tile_voxels = tile_voxels
-        self._gate = gate_of(package, device) if gated else None
+        self.gate = gate_of(package, device) if gated else None
+        """What looks at its inputs; None where there is none."""
 
     def __call__(
         self,
@@ -84,11 +85,11 @@ class Predictor:
         Raises UnfitImage for an image the model cannot take, UsageError for a threshold it does not know.
         """
         check_call(self.package, threshold=threshold, probabilities=probabilities)
-        if self._gate is None:
+        if self.gate is None:
             return self._answer(image, threshold, probabilities, progress)
-        seen = self._gate.look(image)
+        seen = self.gate.look(image)
         prediction = self._answer(image, threshold, probabilities, progress)
-        return prediction.judged(self._gate.judge(seen, prediction.image, gate))
+        return prediction.judged(self.gate.judge(seen, prediction.image, gate))
 
     def _answer(
         self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
+from medae.calibration import FEWEST_REFERENCES
 from medae.data.cases import Case, CaseList, Data, LoadedCase
 from medae.data.corruption import CorruptionConfig
 from medae.data.folder import Folder
@@ -13,6 +14,9 @@ from medae.data.samples import Sample
 from medae.errors import SettingsError, UnfitImage
 from medae.image import Image
 from medae.preparation import Preparation, stretched
+
+FEWEST_LEARNT = 40
+"""Images that a gate must have to learn from before they are taken for its calibration."""
 
 
 class Seen(Data):
@@ -32,7 +36,8 @@ class Seen(Data):
     preparation: Preparation = Preparation()
     """In whose range the corruption's level is."""
     references: PositiveInt = 200
-    """So many images calibrate, where more than twice as many are there; else half of them."""
+    """So many images calibrate, where more than twice as many are there; else half of them or, where that leaves a few
+    to learn from, as many as a calibration needs."""
 
     @model_validator(mode="after")
     def _either_masks_or_damage(self) -> "Seen":
@@ -49,7 +54,7 @@ class Seen(Data):
         found = [case for case in self.of.all_cases() if self.masks is None or case.target or case.image is None]
         known = sorted((case for case in found if case.split != "test"), key=_drawn)
         known.sort(key=lambda case: case.split != "validation")
-        count = min(self.references, len(known) // 2)
+        count = _references(len(known), self.references)
         patients = {case.patient or case.id for case in known[:count]}
         divided = [
             case.model_copy(update={"split": "validation" if (case.patient or case.id) in patients else "train"})
@@ -88,6 +93,11 @@ def picture_of_labels(labels: Image, count: int) -> Image:
         raise SettingsError(f"labels go up to {count}, got {int(labels.pixels.max())}")
     levels = np.rint(np.linspace(0, 255, count + 1)).astype(np.uint8)
     return labels.with_pixels(levels[labels.pixels[:1]])
+
+
+def _references(known: int, wanted: int) -> int:
+    needed = FEWEST_REFERENCES if known >= FEWEST_REFERENCES + FEWEST_LEARNT else 0
+    return min(wanted, max(known // 2, needed))
 
 
 def _drawn(case: Case) -> str:
