@@ -1,10 +1,10 @@
 """Does the gate tell a model's own cases from other modalities and from damaged inputs, and does doubt follow error?
 
-Two models with a gate, trained here: nuclei in fluorescence pictures (2-D, shared DSB2018, grey_dark) and the hippocampus
-in MR (3-D, shared MSD Task04). Own cases are the test splits of the shared floors (md5 of the name); the gate saw none of
-them. Reported: AUROC of the gate's p-value (lower is stranger) for own test cases against each kind of stranger, the
-verdicts at the usual limits, Spearman's correlation of gate and uncertainties with Dice over own cases clean and
-damaged, and the area under the risk-coverage curve beside that of the mean soft-max.
+Two models with a gate, trained here: nuclei in fluorescence pictures (2-D, DSB2018, grey_dark) and the hippocampus in
+MR (3-D, MSD Task04). Own cases are test splits by md5 of the name, which the gate has not seen. Reported: AUROC of the
+gate's score for own test cases against each kind of stranger, the verdicts at the usual limits, Spearman's correlation
+of gate and uncertainties with Dice over own cases clean and damaged, and the area under the risk-coverage curve beside
+that of the mean soft-max.
 
     python -m benchmarks.gate --data shared/data [--only nuclei] [--seeds 0 1 2] [--out results.json]
 """
