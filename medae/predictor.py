@@ -14,7 +14,7 @@ from medae.gate import Gate
 from medae.image import Image
 from medae.package import Card, ModelPackage
 from medae.preparation import Prepared
-from medae.tasks import Segmentation
+from medae.tasks import Anomaly, Segmentation
 from medae.tiles import BlendStitcher, CoreStitcher, ReceptiveField, Tile, TilePlan, batches, plan_tiles, read_tile
 from medae.verdict import GateLimits, Verdict
 
@@ -99,7 +99,7 @@ class Predictor:
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
         decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
         answer = card.task.answer(decided, prepared)
-        scores = card.task.scores(decided, answer, prepared)
+        scores = card.task.measure(decided, answer, prepared, self.package.weights)
         return Prediction(
             task=card.task.kind,
             image=answer,
@@ -108,6 +108,14 @@ class Predictor:
             provenance=self.provenance | ({"blended_tiles": True} if plan.blend else {}),
             **self._placed(scores, threshold),
         )
+
+    def scores_of(self, pixels_CSRW: NDArray[np.float32]) -> dict[str, float]:
+        """An anomaly model's scores of what its network sees: of an image that is prepared already."""
+        task, field = self.package.card.task, self.package.card.receptive_field
+        assert isinstance(task, Anomaly), "only these have scores"
+        plan = plan_tiles(pixels_CSRW.shape[1:], field, self._tile_voxels)
+        decided, _ = self._run(pixels_CSRW, plan, None, False, None)
+        return task.values(decided, pixels_CSRW, self.package.weights)
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from medae.errors import PackageError, UsageError
+from medae.backends.observer import observed
+from medae.errors import LimitExceeded, PackageError, UsageError
 from medae.package import ModelPackage
+from medae.scores import PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -38,26 +40,26 @@ class TorchBackend:
             _drop_units(self._network)
 
     @classmethod
+    def around(
+        cls, network: nn.Module, package: ModelPackage, device: str = "auto", *, dropout_seed: int | None = None
+    ) -> Self:
+        """The package's network, which is there already, with all that its card needs to know beside its output."""
+        return cls(observed(network, package.card, package.weights), device, dropout_seed=dropout_seed)
+
+    @classmethod
     def from_package(cls, package: ModelPackage, device: str = "auto", *, dropout_seed: int | None = None) -> Self:
         """Build the card's network and load its weights. Raises PackageError when they do not fit."""
-        from medae.networks import NetworkConfig
-
-        card = package.card
-        try:
-            settings = TypeAdapter[Any](NetworkConfig).validate_python(card.network)
-            network = settings.build(card.channels_in, card.channels_out)
-            state = {name: torch.from_numpy(np.array(value)) for name, value in package.weights.items()}
-            network.load_state_dict(state)
-        except ValidationError as error:
-            raise PackageError(f"the card's network is not known to this medae: {error.errors()[0]['msg']}") from None
-        except RuntimeError:
-            raise PackageError("the weights do not fit the network of the card; the package is damaged") from None
-        return cls(network, device, dropout_seed=dropout_seed)
+        return cls.around(network_of(package), package, device, dropout_seed=dropout_seed)
 
     def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
-        """(N, channels_in, *spatial) -> (N, channels_out, *spatial), float32."""
-        if self._device.type == "cuda":
-            return self._run_cuda(tiles)
+        """(N, channels_in, *spatial) -> (N, channels_out, *spatial), float32.
+
+        Raises LimitExceeded where the device or this process has not the memory.
+        """
+        with _said_as_limit():
+            return self._run_cuda(tiles) if self._device.type == "cuda" else self._run_cpu(tiles)
+
+    def _run_cpu(self, tiles: NDArray[Any]) -> NDArray[Any]:
         with torch.inference_mode(), _one_thread():
             done = [self._forward(torch.from_numpy(tile[None])).numpy() for tile in _writeable(tiles)]
         return done[0] if len(done) == 1 else np.concatenate(done)
@@ -93,6 +95,23 @@ def _drop_units(network: nn.Module) -> None:
         layer.train()
 
 
+def network_of(package: ModelPackage) -> nn.Module:
+    """The card's network with its weights, as it was trained. Raises PackageError when they do not fit."""
+    from medae.networks import NetworkConfig
+
+    card = package.card
+    try:
+        settings = TypeAdapter[Any](NetworkConfig).validate_python(card.network)
+        network: nn.Module = settings.build(card.channels_in, card.task.network_channels(card.channels_in))
+        own = {name: value for name, value in package.weights.items() if not name.startswith(PREFIX)}
+        network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in own.items()})
+    except ValidationError as error:
+        raise PackageError(f"the card's network is not known to this medae: {error.errors()[0]['msg']}") from None
+    except RuntimeError:
+        raise PackageError("the weights do not fit the network of the card; the package is damaged") from None
+    return network
+
+
 def choose_device(device: str) -> torch.device:
     """auto: CUDA where there is one. Raises UsageError for a device that is not here; never falls back quietly."""
     if device == "auto":
@@ -122,6 +141,32 @@ def keep_heap() -> None:
             libc.mallopt(name, value)
     except (OSError, AttributeError):  # another C library: slower, not wrong
         logger.debug("no mallopt in this C library")
+
+
+def cuda_devices() -> list[str]:
+    """All that are here, by name."""
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+def limit_memory(device: str, size: int) -> None:
+    """Bytes of a CUDA device that this process may use; what needs more is refused with LimitExceeded."""
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        whole = torch.cuda.get_device_properties(chosen).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, size / whole), chosen)
+
+
+@contextmanager
+def _said_as_limit() -> Iterator[None]:
+    """torch says that there is no memory by a RuntimeError: one of its own on CUDA, a plain one of these words else."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise LimitExceeded(
+            "the network needs more memory for this image than there is, or than was promised; give more, or crop it"
+        ) from None
 
 
 @contextmanager

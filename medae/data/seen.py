@@ -51,7 +51,11 @@ class Seen(Data):
         return self.of.licence
 
     def all_cases(self) -> list[Case]:
-        found = [case for case in self.of.all_cases() if self.masks is None or case.target or case.image is None]
+        found = [
+            case.model_copy(update={"label": None})
+            for case in self.of.all_cases()
+            if self.masks is None or case.target or case.image is None
+        ]
         known = sorted((case for case in found if case.split != "test"), key=_drawn)
         known.sort(key=lambda case: case.split != "validation")
         count = _references(len(known), self.references)
