@@ -61,11 +61,13 @@ class Predictor:
         device: str = "auto",
         tile_voxels: int | None = None,
         gated: bool = True,
+        limits: GateLimits = USUAL,
     ) -> None:
-        """gated: False leaves the package's gate to the caller."""
+        """gated: False leaves the package's gate to the caller. limits: when the gate warns, unless a call says."""
         self.package = package
         self._backend = backend or open_backend(package, device)
         self._tile_voxels = tile_voxels
+        self._limits = limits
         self.gate = gate_of(package, device) if gated else None
         """What looks at its inputs; None where there is none."""
 
@@ -76,7 +78,7 @@ class Predictor:
         threshold: float | None = None,
         probabilities: bool = False,
         progress: Progress | None = None,
-        gate: GateLimits = USUAL,
+        gate: GateLimits | None = None,
     ) -> Prediction:
         """Answer for one image.
 
@@ -89,7 +91,7 @@ class Predictor:
             return self._answer(image, threshold, probabilities, progress)
         seen = self.gate.look(image)
         prediction = self._answer(image, threshold, probabilities, progress)
-        return prediction.judged(self.gate.judge(seen, prediction.image, gate))
+        return prediction.judged(self.gate.judge(seen, prediction.image, gate or self._limits))
 
     def _answer(
         self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from medae.backends import open_backend
 from medae.errors import UsageError
 from medae.image import Image
+from medae.metrics.selection import UNCERTAINTY
 from medae.package import ModelPackage
 from medae.predictor import USUAL, Prediction, Predictor, Progress
 from medae.tasks import Anomaly, Segmentation
@@ -36,7 +37,7 @@ FLIPS = ((-1,), (-2,), (-2, -1))
 
 def score_name(way: Way) -> str:
     """Of a disagreement among the scores of an answer."""
-    return f"uncertainty_{way}"
+    return f"{UNCERTAINTY}{way}"
 
 
 class RepeatedPredictor(Predictor):
@@ -52,9 +53,10 @@ class RepeatedPredictor(Predictor):
         *,
         members: Sequence[ModelPackage] = (),
         device: str = "auto",
+        limits: GateLimits = USUAL,
     ) -> None:
         """members: other models of the same task, for `ensemble`. Raises UsageError for what does not fit."""
-        super().__init__(package, device=device)
+        super().__init__(package, device=device, limits=limits)
         _require_fit(package, ways, members)
         self._ways = tuple(dict.fromkeys(ways))
         self._members = [Predictor(member, device=device, gated=False) for member in members]
@@ -70,7 +72,7 @@ class RepeatedPredictor(Predictor):
         threshold: float | None = None,
         probabilities: bool = False,
         progress: Progress | None = None,
-        gate: GateLimits = USUAL,
+        gate: GateLimits | None = None,
     ) -> Prediction:
         prediction = super().__call__(
             image, threshold=threshold, probabilities=probabilities, progress=progress, gate=gate
@@ -93,6 +95,20 @@ class RepeatedPredictor(Predictor):
         else:
             for predictor in self._drawn if way == "dropout" else self._members:
                 yield predictor(image, threshold=threshold).image.pixels
+
+
+def open_predictor(
+    package: ModelPackage,
+    ways: Sequence[Way] = (),
+    *,
+    members: Sequence[ModelPackage] = (),
+    device: str = "auto",
+    limits: GateLimits = USUAL,
+) -> Predictor:
+    """A Predictor that says its uncertainty in the ways asked for. Raises UsageError for what does not fit."""
+    if not ways and not members:
+        return Predictor(package, device=device, limits=limits)
+    return RepeatedPredictor(package, ways, members=members, device=device, limits=limits)
 
 
 def disagreement(answers: Sequence[NDArray[Any]]) -> float:

@@ -53,6 +53,14 @@ class GateLimits(Settings):
             )
         return self
 
+    @classmethod
+    def of(cls, review: float | None = None, reject: float | None = None) -> Self:
+        """Of what a caller gave; the other one is the usual rate or, where that makes no sense, the given one."""
+        usual = cls()
+        if review is None:
+            review = max(usual.review, reject or 0.0)
+        return cls(review=review, reject=min(usual.reject, review) if reject is None else reject)
+
     def reason(self, p_value: float, what: str) -> Reason | None:
         """What a p-value says against an input. `what`: "the image", "the shape of the segmentation"."""
         text = f"{what} is unlike those that the model was made from (p = {p_value:.3g})"

@@ -146,3 +146,23 @@ def test_an_anomaly_model_has_no_gate(root: Path) -> None:
 
     with pytest.raises(ValidationError, match="an anomaly model says itself"):
         Experiment.model_validate(anomaly(root).resolved | {"gate": {}})
+
+
+def test_the_service_says_it_and_the_caller_decides(package: ModelPackage, root: Path) -> None:
+    from tests.service_parts import client_of
+
+    body = sorted((root / "images").glob("*.png"))[0].read_bytes()
+    expected = Predictor(package)(read_image(body)).gate
+    assert expected is not None
+    with client_of(package) as client:
+        asked = {"headers": {"Accept": "application/json"}, "files": {"file": ("x", body)}}
+        answer = client.post("/v1/segment", **asked)
+        assert answer.json()["gate"] == expected.model_dump(mode="json")
+        assert answer.headers["X-Medae-Gate"] == expected.verdict
+        strict = client.post("/v1/segment?gate_review=0.99&gate_reject=0.99", **asked)
+        lenient = client.post("/v1/segment?gate_review=0", **asked)
+        assert (strict.headers["X-Medae-Gate"], lenient.headers["X-Medae-Gate"]) in {
+            (verdict, other) for verdict in ("reject", expected.verdict) for other in ("ok", expected.verdict)
+        }
+        assert client.post("/v1/segment?gate_review=0.1&gate_reject=0.2", **asked).status_code == 400
+        assert client.get("/v1/models").json()["models"][0]["gate"] is True

@@ -1,9 +1,29 @@
 """Selective prediction: how much risk is left when the most doubtful cases are sent to a person."""
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+UNCERTAINTY = "uncertainty_"
+"""How the names of uncertainties begin."""
+GATE = "gate_percentile"
+"""Of the input, as its gate says it."""
+
+Values = Mapping[str, float]
+"""Of one case, by name."""
+
+
+def doubts_of(cases: Iterable[Values]) -> list[str]:
+    """The names of what says beforehand how doubtful an answer is."""
+    names = dict.fromkeys(name for values in cases for name in values)
+    return [name for name in names if name.startswith(UNCERTAINTY) or name == GATE]
+
+
+def risk_of(values: Values) -> float:
+    """Of a segmentation 1 - Dice; of a restoration the mean squared error in units of the squared range."""
+    return 1 - values["dice"] if "dice" in values else float(10 ** (-values["psnr"] / 10))
 
 
 class RiskCoverage(NamedTuple):
