@@ -53,25 +53,36 @@ class Gate:
     at_shape: Look | None
 
     def look(self, image: Image) -> Seen:
-        """At an input, before its answer. Never raises for an image: what cannot be looked at is no `ok`."""
-        gate = self.package.gate
-        if gate is None or self.at_image is None:
-            return Seen((), None)
-        try:
-            card = gate.card
-            checks = card.checks
-            reasons = checks(facts_of(card.preparation.apply(image), checks.dims)) if checks is not None else []
-            return Seen(tuple(reasons), self.at_image(image))
-        except InputError as error:
-            return Seen((Reason("reject", f"the gate cannot take this image: {error}"),), None)
+        """At an input, before its answer; of several volumes, the strangest counts.
+
+        Never raises for an image: what cannot be looked at is no `ok`.
+        """
+        looks = [self._look(image.volume(number)) for number in range(image.volumes)]
+        scored = [seen.scored for seen in looks if seen.scored is not None]
+        return Seen(
+            tuple(dict.fromkeys(reason for seen in looks for reason in seen.reasons)),
+            min(scored, key=_probability) if scored else None,
+        )
 
     def judge(self, seen: Seen, answer: Image, limits: GateLimits, *, shape: bool = True) -> Verdict:
         """What was seen, and the answer to it, at the caller's limits. shape: False looks at the input alone."""
         found = [*seen.reasons, _unlike(seen.scored, "the image", limits)]
         if shape:
-            found.append(self._shape(answer, limits))
+            found += [self._shape(answer.volume(number), limits) for number in range(answer.volumes)]
         percentile = None if seen.scored is None else seen.scored.percentile
-        return Verdict.of((reason for reason in found if reason is not None), percentile)
+        return Verdict.of(dict.fromkeys(reason for reason in found if reason is not None), percentile)
+
+    def _look(self, image: Image) -> Seen:
+        gate = self.package.gate
+        if gate is None or self.at_image is None:
+            return Seen((), None)
+        try:
+            checks = gate.card.checks
+            prepared = gate.card.preparation.apply(image)
+            reasons = [] if checks is None else checks(facts_of(prepared, checks.dims))
+            return Seen(tuple(reasons), self.at_image(image))
+        except InputError as error:
+            return Seen((Reason("reject", f"the gate cannot take this image: {error}"),), None)
 
     def _shape(self, answer: Image, limits: GateLimits) -> Reason | None:
         task = self.package.card.task
@@ -84,6 +95,10 @@ class Gate:
         except InputError as error:
             return Reason("review", f"the shape of the segmentation cannot be judged: {error}")
         return _unlike(scored, "the shape of the segmentation", limits)
+
+
+def _probability(scored: Scored) -> float:
+    return 1.0 if scored.p_value is None else scored.p_value
 
 
 def _unlike(scored: Scored | None, what: str, limits: GateLimits) -> Reason | None:

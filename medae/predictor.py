@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, Self
 
 import numpy as np
@@ -80,7 +81,9 @@ class Predictor:
         progress: Progress | None = None,
         gate: GateLimits | None = None,
     ) -> Prediction:
-        """Answer for one image.
+        """Answer for one image; of several volumes for each, the answers stacked as they were.
+
+        The score of several volumes is their mean; of an anomaly model that of the most anomalous one.
 
         threshold: segmentation: a probability; anomaly: a target false-positive rate. probabilities: segmentation only.
         gate: when the package's gate, if it has one, warns; it never changes the answer.
@@ -96,6 +99,8 @@ class Predictor:
     def _answer(
         self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
     ) -> Prediction:
+        if image.volumes > 1:
+            return self._by_volume(image, threshold, probabilities, progress)
         card = self.package.card
         prepared = prepare(card, image)
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
@@ -118,6 +123,26 @@ class Predictor:
         plan = plan_tiles(pixels_CSRW.shape[1:], field, self._tile_voxels)
         decided, _ = self._run(pixels_CSRW, plan, None, False, None)
         return task.values(decided, pixels_CSRW, self.package.weights)
+
+    def _by_volume(
+        self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
+    ) -> Prediction:
+        def progress_of(number: int) -> Progress | None:
+            if progress is None:
+                return None
+            return lambda done, total: progress(number * total + done, image.volumes * total)
+
+        parts = [self._answer(image.volume(n), threshold, probabilities, progress_of(n)) for n in range(image.volumes)]
+        combine = max if self.package.card.task.kind == "anomaly" else fmean
+        scores = {name: float(combine(part.scores[name] for part in parts)) for name in parts[0].scores}
+        soft = [part.probabilities for part in parts if part.probabilities is not None]
+        return replace(
+            parts[0],
+            image=_stacked([part.image for part in parts]),
+            scores=scores,
+            probabilities=_stacked(soft) if soft else None,
+            **self._placed(scores, threshold),
+        )
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -193,6 +218,11 @@ def gate_of(package: ModelPackage, device: str = "auto") -> Gate | None:
         return None
     shape = Predictor(package.shape, device=device) if package.shape is not None else None
     return Gate(package, Predictor(package.gate, device=device), shape)
+
+
+def _stacked(volumes: list[Image]) -> Image:
+    pixels = np.concatenate([volume.pixels for volume in volumes])
+    return replace(volumes[0], pixels=pixels, volumes=len(volumes))
 
 
 def check_call(package: ModelPackage, *, threshold: float | None, probabilities: bool = False) -> None:

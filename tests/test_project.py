@@ -40,7 +40,7 @@ LAYERS = (
     ("experiment", "package"),
     ("backends", "gate"),
     ("predictor",),
-    ("answers", "report", "uncertainty"),
+    ("answers", "memory", "report", "uncertainty"),
     ("evaluation", "export", "fitting", "latent"),
     ("training", "rescoring"),
     ("batch", "medae_service", "client"),

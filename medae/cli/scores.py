@@ -1,7 +1,7 @@
 """`medae calibrate` and `medae rescore`: what becomes of an anomaly model after its training."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,7 +57,7 @@ def rescore(
     as_json: AsJson = False,
 ) -> None:
     """Give a trained autoencoder other scores: fit them on the normal training cases, calibrate on validation."""
-    from medae.batch.local import require_writable
+    from medae.batch.folder import require_writable
     from medae.package import ModelPackage, folder_of
     from medae.rescoring import rescore
 
@@ -78,18 +78,14 @@ def _say(case: str, reason: str | None) -> None:
 
 def _show(package: "ModelPackage", folder: Path, as_json: bool) -> None:
     calibration = package.calibration
-    facts = {
-        "package": str(folder),
-        "digest": package.digest,
-        "calibration": None if calibration is None else calibration.version,
-        "images": 0 if calibration is None else len(calibration.deciding.values),
-        "thresholds": [] if calibration is None else thresholds(calibration),
-    }
+    assert calibration is not None, "it was made just now"
+    images, rows = len(calibration.deciding.values), _thresholds(calibration)
     if as_json:
-        print_json(facts)
+        facts = {"package": str(folder), "digest": package.digest, "calibration": calibration.version, "images": images}
+        print_json(facts | {"thresholds": rows})
         return
-    typer.echo(f"{folder}: calibration {facts['calibration']} on {facts['images']} images")
-    for row in facts["thresholds"]:  # type: ignore[union-attr]
+    typer.echo(f"{folder}: calibration {calibration.version} on {images} images")
+    for row in rows:
         low = "" if row["low"] is None else f"below {row['low']:.4g} or "
         typer.echo(
             f"  false alarms {row['rate']:.0%} (in truth {row['band'][0]:.1%} to {row['band'][1]:.1%}): "
@@ -97,13 +93,13 @@ def _show(package: "ModelPackage", folder: Path, as_json: bool) -> None:
         )
 
 
-def thresholds(calibration: "Calibration") -> list[dict[str, object]]:
+def _thresholds(calibration: "Calibration") -> list[dict[str, Any]]:
     """Of each score and rate: the scores that are called anomalous, and the band (90 %) of the true rate."""
     from math import isfinite
 
     from medae.errors import UsageError
 
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for name, references in calibration.references.items():
         for rate in RATES:
             try:

@@ -152,7 +152,7 @@ def _medianomaly(root: Path, fold: int) -> Iterator[Item]:
     for part in ("train", "test"):
         for label, names in lists[part].items():
             for name in names:
-                split: Split = "validation" if part == "train" and _held_out(name) else part  # type: ignore[assignment]
+                split: Split = "validation" if part == "train" and _held_out(name) else part
                 yield Item(_named(root / "images" / name, name, split, NORMAL if label == "0" else "abnormal"), None)
 
 
