@@ -12,7 +12,7 @@ voxels, in the image's units).
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,7 @@ from medae.predictor import USUAL, Prediction, Predictor, Progress
 from medae.tasks import Anomaly, Segmentation
 from medae.verdict import GateLimits
 
-Way = Literal["flips", "dropout", "ensemble"]
-WAYS: tuple[Way, ...] = get_args(Way)
+WAYS = ("flips", "dropout", "ensemble")
 
 DRAWS = 8
 """Answers with dropout."""
@@ -35,7 +34,7 @@ FLIPS = ((-1,), (-2,), (-2, -1))
 """Axes of (C, S, R, W) that are mirrored: columns, rows, both; slices too would change what lies above."""
 
 
-def score_name(way: Way) -> str:
+def score_name(way: str) -> str:
     """Of a disagreement among the scores of an answer."""
     return f"{UNCERTAINTY}{way}"
 
@@ -49,7 +48,7 @@ class RepeatedPredictor(Predictor):
     def __init__(
         self,
         package: ModelPackage,
-        ways: Sequence[Way],
+        ways: Sequence[str],
         *,
         members: Sequence[ModelPackage] = (),
         device: str = "auto",
@@ -86,7 +85,7 @@ class RepeatedPredictor(Predictor):
             scores[score_name(way)] = disagreement(answers) if segments else deviation(answers)
         return replace(prediction, scores=prediction.scores | scores)
 
-    def _again(self, way: Way, image: Image, threshold: float | None) -> Iterator[NDArray[Any]]:
+    def _again(self, way: str, image: Image, threshold: float | None) -> Iterator[NDArray[Any]]:
         """The other answers, in the place of the first."""
         if way == "flips":
             for axes in FLIPS:
@@ -99,7 +98,7 @@ class RepeatedPredictor(Predictor):
 
 def open_predictor(
     package: ModelPackage,
-    ways: Sequence[Way] = (),
+    ways: Sequence[str] = (),
     *,
     members: Sequence[ModelPackage] = (),
     device: str = "auto",
@@ -141,7 +140,7 @@ def _dice(one: NDArray[Any], other: NDArray[Any]) -> float:
     return float(np.mean(2 * both[there] / sizes[there])) if there.any() else 1.0
 
 
-def _require_fit(package: ModelPackage, ways: Sequence[Way], members: Sequence[ModelPackage]) -> None:
+def _require_fit(package: ModelPackage, ways: Sequence[str], members: Sequence[ModelPackage]) -> None:
     task = package.card.task
     unknown = [way for way in ways if way not in WAYS]
     if unknown:

@@ -23,8 +23,10 @@ GateReview = Annotated[
 ]
 GateReject = Annotated[float | None, typer.Option(help="The same before `reject`: .01.", show_default=False)]
 Uncertainty = Annotated[
-    list[Literal["flips", "dropout", "ensemble"]] | None,
-    typer.Option(help="Say how far answers differ when this changes; again for more.", show_default=False),
+    list[str] | None,
+    typer.Option(
+        metavar="WAY", help="flips, dropout or ensemble: how far answers differ when this changes; again for more."
+    ),
 ]
 Members = Annotated[
     list[str] | None,

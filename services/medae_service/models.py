@@ -15,6 +15,8 @@ from medae.gate import Gate
 from medae.image import Image
 from medae.package import Card, ModelPackage
 from medae.predictor import USUAL, Prediction, Predictor
+from medae.scores import PREFIX, MapScore, parts_of
+from medae.tasks import Anomaly
 from medae.verdict import GateLimits
 from medae_service.engine import LOOK_SECONDS, Engine, Network, SharedBackend, Ticket
 from medae_service.problems import Refusal
@@ -43,7 +45,7 @@ class Model:
     """A package and the predictor made of it."""
 
     package: ModelPackage
-    """Without its weights: they are where the back end wants them."""
+    """Without the network's weights: they are where the back end wants them."""
     predictor: Predicts
 
     @property
@@ -279,9 +281,14 @@ def _part(load: Callable[[], ModelPackage], name: str) -> ModelPackage:
 
 
 def without_weights(package: ModelPackage) -> ModelPackage:
-    """The same package, and those inside it: their weights are where the back end wants them."""
-    gate, shape = (part and replace(part, weights={}) for part in (package.gate, package.shape))
-    return replace(package, weights={}, gate=gate, shape=shape)
+    """The same package, and those inside it, with no weights but those that scores read beside the back end."""
+    task = package.card.task
+    beside = (
+        [score.key for score in task.scores if not isinstance(score, MapScore)] if isinstance(task, Anomaly) else []
+    )
+    kept = {f"{PREFIX}{key}.{name}": part for key in beside for name, part in parts_of(package.weights, key).items()}
+    gate, shape = (part and without_weights(part) for part in (package.gate, package.shape))
+    return replace(package, weights=kept, gate=gate, shape=shape)
 
 
 def weights_bytes(package: ModelPackage) -> int:
