@@ -60,7 +60,7 @@ def summary(prediction: Prediction, *, id: str, files: Sequence[AnswerFile]) -> 
         "percentile": prediction.percentile,
         "p_value": prediction.p_value,
         "decision": prediction.decision,
-        "gate": None,
+        "gate": prediction.gate.model_dump(mode="json") if prediction.gate is not None else None,
         "files": [
             {"name": file.name, "media_type": file.media_type, "sha256": hashlib.sha256(file.data).hexdigest()}
             for file in files

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from medae.calibration import Calibration
+from medae.checks import InputChecks
 from medae.errors import OutputError, PackageError, SettingsError, UnknownModel
 from medae.io.answer import AnswerFile, write_files
 from medae.preparation import Preparation
@@ -24,6 +25,8 @@ from medae.tiles import ReceptiveField
 
 FORMAT = 2
 ZOO = Path(__file__).parent / "zoo"
+GATE, SHAPE = "gate", "shape"
+"""Folders of the packages inside a package."""
 
 
 class Card(Settings):
@@ -56,6 +59,10 @@ class Card(Settings):
     weights_sha256: str = ""
     gate_sha256: str | None = None
     """Of gate/card.json, where the package carries a gate."""
+    shape_sha256: str | None = None
+    """Of shape/card.json, where it carries a model of its masks' shapes."""
+    checks: InputChecks | None = None
+    """Of a gate: what the images were like that its model was trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +74,10 @@ class ModelPackage:
     card_json: bytes
     """card.json as it was read or will be written; a later medae may write the same card in other words."""
     calibration: Calibration | None = None
+    gate: "ModelPackage | None" = None
+    """An anomaly model of the images that this one was made from."""
+    shape: "ModelPackage | None" = None
+    """An anomaly model of their masks, as grey levels."""
 
     @classmethod
     def seal(cls, card: Card, weights: Mapping[str, NDArray[Any]]) -> Self:
@@ -84,11 +95,29 @@ class ModelPackage:
         _require_match(calibration, self.digest)
         return replace(self, calibration=calibration)
 
+    def gated(self, gate: "ModelPackage", shape: "ModelPackage | None" = None) -> Self:
+        """The same model with a gate, and so with another card and digest; a calibration is lost with the old one."""
+        digests = {"gate_sha256": _sha256(gate.card_json), "shape_sha256": shape and _sha256(shape.card_json)}
+        card = self.card.model_copy(update=digests)
+        return replace(self, card=card, card_json=_json_bytes(card), calibration=None, gate=gate, shape=shape)
+
+    def with_checks(self, checks: InputChecks) -> Self:
+        """The same model, and the same scores of the same images, with a card that says what its images were like."""
+        card = self.card.model_copy(update={"checks": checks})
+        package = replace(self, card=card, card_json=_json_bytes(card), calibration=None)
+        if self.calibration is None:
+            return package
+        return package.calibrated(self.calibration.model_copy(update={"package_digest": package.digest}))
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the package; the folder appears, or a package that was there is replaced as a whole.
 
         Raises OutputError where it cannot be written, and where the folder holds something else.
         """
+        _write_folder(Path(folder), self._files())
+
+    def _files(self) -> dict[str, bytes]:
+        """Relative path -> content."""
         files = {
             "card.json": self.card_json,
             "weights.safetensors": _weights_bytes(self.weights),
@@ -96,7 +125,10 @@ class ModelPackage:
         }
         if self.calibration is not None:
             files["calibration.json"] = _json_bytes(self.calibration)
-        _write_folder(Path(folder), files)
+        for part, inner in ((GATE, self.gate), (SHAPE, self.shape)):
+            if inner is not None:
+                files |= {f"{part}/{name}": content for name, content in inner._files().items()}
+        return files
 
     def save_calibration(self, folder: Path) -> None:
         """Write calibration.json alone beside the card and weights that are there. Raises OutputError."""
@@ -125,7 +157,25 @@ class ModelPackage:
             calibration = _parse(path, _read(path), Calibration)
             _require_match(calibration, package.digest)
             package = package.calibrated(calibration)
-        return package
+        gate, shape = _inner(folder / GATE, card.gate_sha256), _inner(folder / SHAPE, card.shape_sha256)
+        return replace(package, gate=gate, shape=shape)
+
+
+def _inner(folder: Path, digest: str | None) -> ModelPackage | None:
+    """The package inside another one, which names it. Raises PackageError where it is another or has one itself."""
+    if digest is None:
+        if folder.exists():
+            raise PackageError(f"{folder}: card.json does not name it; copy the package again, or take it away")
+        return None
+    try:
+        package = ModelPackage.load(folder)
+    except UnknownModel:
+        raise PackageError(f"{folder}: card.json names it and it is not there; copy the package again") from None
+    if _sha256(package.card_json) != digest:
+        raise PackageError(f"{folder}: not the one that card.json names (its digest differs); copy the package again")
+    if package.gate is not None or package.shape is not None or package.card.task.kind != "anomaly":
+        raise PackageError(f"{folder}: a gate is an anomaly model without a gate of its own; make the package again")
+    return package
 
 
 def load(package: str | os.PathLike[str]) -> ModelPackage:

@@ -39,6 +39,14 @@ def load_settings(path: Path, kind: type[SettingsT], overrides: Sequence[str] = 
     return validate_settings(data, kind, str(path), lines)
 
 
+def settings_from(overrides: Sequence[str], kind: type[SettingsT]) -> SettingsT:
+    """The defaults of `kind` with some values changed, as in `load_settings`. Raises SettingsError."""
+    data: dict[str, Any] = {}
+    for override in overrides:
+        _set(data, override)
+    return validate_settings(data, kind, "--set")
+
+
 def validate_settings(data: Any, kind: type[SettingsT], name: str, lines: Lines | None = None) -> SettingsT:
     """Plain data as `kind`. Raises SettingsError, each mistake on a line that begins with `name`."""
     try:

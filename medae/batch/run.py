@@ -165,6 +165,7 @@ def _order(models: Sequence[Model], settings: BatchSettings, put: Staged) -> Ord
         threshold=settings.threshold,
         summaries=settings.summaries,
         device=settings.device,
+        gate=settings.gate,
         allow=settings.allow,
     )
 

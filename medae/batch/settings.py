@@ -12,6 +12,7 @@ from medae import package as packages
 from medae.errors import UsageError
 from medae.package import ModelPackage
 from medae.settings import Settings
+from medae.verdict import GateLimits
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _BYTES = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*$", re.IGNORECASE)
@@ -53,6 +54,8 @@ class BatchSettings(Settings):
     """A summary JSON for each case as well; the table of results has the same numbers."""
     threshold: float | None = None
     """Segmentation: a probability. Score: a target false-positive rate."""
+    gate: GateLimits = GateLimits()
+    """When the models' gates warn."""
     device: str = "auto"
     """auto (all CUDA devices, else the CPU), cpu, cuda or cuda:N."""
     workers: NonNegativeInt | None = None
@@ -98,7 +101,7 @@ class Model(NamedTuple):
     folder: Path
     package: ModelPackage
     key: str
-    """Digest of all that decides its answers: package, calibration, output, threshold."""
+    """Digest of all that decides its answers: package, calibrations, output, threshold, the gate's limits."""
 
 
 def load_models(settings: BatchSettings) -> list[Model]:
@@ -119,10 +122,12 @@ def load_models(settings: BatchSettings) -> list[Model]:
 
 
 def _key(package: ModelPackage, settings: BatchSettings) -> str:
-    calibration = package.calibration
+    parts = [part for part in (package, package.gate, package.shape) if part is not None]
+    calibrations = [part.calibration for part in parts]
     decides = {
         "package": package.digest,
-        "calibration": None if calibration is None else calibration.model_dump(mode="json"),
+        "calibration": [found and found.model_dump(mode="json") for found in calibrations],
+        "gate": settings.gate.model_dump(),
         "output": settings.output,
         "summaries": settings.summaries,
         "threshold": settings.threshold,

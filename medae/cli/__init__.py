@@ -11,7 +11,22 @@ import typer
 
 from medae import __version__
 from medae.cli.batch import batch
-from medae.cli.options import AsJson, Device, Inputs, Out, Output, Package, keep_heap, require_existing
+from medae.cli.gate import gate
+from medae.cli.options import (
+    AsJson,
+    Device,
+    GateReject,
+    GateReview,
+    Inputs,
+    Members,
+    Out,
+    Output,
+    Package,
+    Uncertainty,
+    gate_limits,
+    keep_heap,
+    require_existing,
+)
 from medae.cli.scores import calibrate, rescore
 from medae.cli.terminal import complain, print_json, stderr
 from medae.cli.tokens import token
@@ -33,6 +48,7 @@ app.add_typer(batch)
 app.add_typer(token)
 app.command()(calibrate)
 app.command()(rescore)
+app.command()(gate)
 
 
 def main() -> None:
@@ -100,16 +116,20 @@ def evaluate(
         Path | None,
         typer.Argument(help="A CSV list of cases; without one, the test cases of its experiment.", show_default=False),
     ] = None,
+    uncertainty: Uncertainty = None,
+    member: Members = None,
 ) -> None:
     """Measure a model on cases with known answers; leaves report.html, metrics.json, cases.csv, run.json under OUT."""
     from medae.batch.folder import require_writable
     from medae.evaluation import evaluate
     from medae.package import load
+    from medae.uncertainty import open_predictor
 
     model = load(package)
     keep_heap()
+    predictor = open_predictor(model, uncertainty or (), members=[load(other) for other in member or ()])
     require_writable(out)
-    evaluation = evaluate(model, cases, out, watch=_say_measured)
+    evaluation = evaluate(predictor, cases, out, watch=_say_measured)
     print_json(evaluation.metrics)
     if any(result.reason is not None for result in evaluation.cases):
         raise typer.Exit(InputError.exit_code)
@@ -125,6 +145,10 @@ def predict(
         float | None,
         typer.Option(help="Segmentation: a probability. Score: a target false-positive rate.", show_default=False),
     ] = None,
+    uncertainty: Uncertainty = None,
+    member: Members = None,
+    gate_review: GateReview = None,
+    gate_reject: GateReject = None,
     device: Device = "auto",
 ) -> None:
     """Answer images in their own format; leaves answers, summaries, results.csv and run.json under OUT."""
@@ -133,12 +157,14 @@ def predict(
     from medae.batch.predict import predict_items
     from medae.batch.progress import Progress
     from medae.package import load
-    from medae.predictor import Predictor
+    from medae.uncertainty import open_predictor
 
     require_existing(inputs)
+    limits = gate_limits(gate_review, gate_reject)
     model = load(package)
     keep_heap()
-    predictor = Predictor(model, device=device)
+    others = [load(other) for other in member or ()]
+    predictor = open_predictor(model, uncertainty or (), members=others, device=device, limits=limits)
     require_writable(out)
     manifest = list_items(inputs, out=out)
     with Progress(out / "results.csv", stderr()) as progress:

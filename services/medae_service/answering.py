@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import Any, Literal, get_args
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
+from pydantic import ValidationError
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
@@ -16,7 +17,8 @@ from medae.answers import Output, answer_files, check_output, summary
 from medae.errors import MedaeError, UsageError
 from medae.image import Image
 from medae.io.answer import AnswerFile
-from medae.predictor import check_call
+from medae.predictor import USUAL, check_call
+from medae.verdict import GateLimits
 from medae_service import metrics
 from medae_service.engine import Ticket
 from medae_service.models import Endpoint, Model
@@ -31,9 +33,11 @@ Form = Literal["file", "json", "zip"]
 JSON = "application/json"
 ZIP = "application/zip"
 
+GATE = ("gate_review", "gate_reject")
+"""When the gate of a model warns."""
 PARAMETERS: dict[Endpoint, tuple[str, ...]] = {
-    "segment": ("model", "output", "threshold"),
-    "restore": ("model", "output", "noise"),
+    "segment": ("model", "output", "threshold", *GATE),
+    "restore": ("model", "output", "noise", *GATE),
     "score": ("model", "output", "threshold"),
 }
 OUTPUTS: tuple[Output, ...] = get_args(Output)
@@ -47,6 +51,7 @@ class Question:
     output: Output
     threshold: float | None
     noise: float | None = None
+    gate: GateLimits = USUAL
 
     def require_fit(self, model: Model) -> None:
         """Raises UsageError for what this model does not know; before any upload."""
@@ -68,7 +73,19 @@ def parse_query(query: QueryParams, endpoint: Endpoint) -> Question:
     output = next((name for name in OUTPUTS if name == wanted), None)
     if output is None:
         raise UsageError(f"output is one of {', '.join(OUTPUTS)}; the request asks for something else")
-    return Question(query.get("model"), output, _threshold(query.get("threshold")), _noise(query.get("noise")))
+    return Question(
+        query.get("model"), output, _threshold(query.get("threshold")), _noise(query.get("noise")), _gate(query)
+    )
+
+
+def _gate(query: QueryParams) -> GateLimits:
+    rates = [None if (text := query.get(name)) is None else _number(text) for name in GATE]
+    try:
+        return GateLimits.of(*rates)
+    except ValidationError:
+        raise UsageError(
+            f"{' and '.join(GATE)} are numbers from 0 to below 1, and reject is not above review"
+        ) from None
 
 
 def _noise(text: str | None) -> float | None:
@@ -138,7 +155,9 @@ class Answer:
 def compute(model: Model, image: Image, question: Question, *, stem: str, id: str, ticket: Ticket) -> Answer:
     """Predict and write. Raises InputError for the image, UsageError for the question, Abandoned, Refusal (503)."""
     probabilities = question.output == "probabilities"
-    prediction = model.predictor(image, threshold=question.threshold, probabilities=probabilities, ticket=ticket)
+    prediction = model.predictor(
+        image, threshold=question.threshold, probabilities=probabilities, gate=question.gate, ticket=ticket
+    )
     with metrics.stage("answer"):
         written: list[AnswerFile] = []
         if question.output != "summary":

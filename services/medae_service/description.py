@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 import medae
+from medae.predictor import USUAL
 from medae_service import schemas
 from medae_service.answering import JSON, OUTPUTS, PARAMETERS, ZIP
 from medae_service.models import Endpoint
@@ -52,6 +53,11 @@ IMAGES = ("image/png", "image/tiff", "application/gzip", "application/dicom")
 NAMES: dict[Endpoint, str] = {"segment": "nuclei", "restore": "denoiser", "score": "normal-tissue"}
 """Of models, in examples."""
 
+
+def _rate(description: str, usual: float) -> dict[str, Any]:
+    return {"type": "number", "minimum": 0, "exclusiveMaximum": 1, "default": usual, "description": description}
+
+
 _PARAMETERS: dict[str, dict[str, Any]] = {
     "model": {"type": "string", "description": "A name from /v1/models; needed where several fit"},
     "output": {"type": "string", "enum": list(OUTPUTS), "default": "default", "description": "What to answer with"},
@@ -66,6 +72,8 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "exclusiveMinimum": 0,
         "description": "The noise's standard deviation, for models that ask for it (/v1/models)",
     },
+    "gate_review": _rate("False alarms of the model's gate that are accepted before `review`", USUAL.review),
+    "gate_reject": _rate("The same before `reject`; not above gate_review", USUAL.reject),
 }
 _EXAMPLES: dict[Endpoint, dict[str, list[Any]]] = {
     "segment": {"output": ["default", "probabilities", "labels-nifti", "summary", "overlay"], "threshold": [0.5]},
