@@ -16,6 +16,7 @@ from medae.batch.manifest import Item
 from medae.errors import InputError, MedaeError, OutputError
 from medae.io import read_image
 from medae.io.answer import AnswerFile, write_files
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.predictor import Predictor, check_call
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def predict_items(
     *,
     output: str = "default",
     threshold: float | None = None,
+    dicom: DicomAnswers = DEFAULT_DICOM,
     watch: Watch = lambda outcome: None,
 ) -> list[Outcome]:
     """Answer each item below `out`: its files, its summary, a line in results.csv; run.json says what ran.
@@ -87,13 +89,14 @@ def predict_items(
     """
     require_writable(out)
     answers.check_output(output, predictor.package)
+    answers.check_dicom(dicom, predictor.package)
     check_call(predictor.package, threshold=threshold)
     outcomes: list[Outcome] = []
     with record.recording(out, "predict", digests={"package": predictor.package.digest}) as run:
-        run.facts |= {"output": output, "threshold": threshold}
+        run.facts |= {"output": output, "threshold": threshold, "dicom": dicom.texts()}
         try:
             for item in items:
-                outcomes.append(_predict(predictor, item, out, output, threshold))
+                outcomes.append(_predict(predictor, item, out, output, threshold, dicom))
                 _note(run, outcomes[-1])
                 watch(outcomes[-1])
         finally:
@@ -101,10 +104,12 @@ def predict_items(
     return outcomes
 
 
-def _predict(predictor: Predictor, item: Item, out: Path, output: str, threshold: float | None) -> Outcome:
+def _predict(
+    predictor: Predictor, item: Item, out: Path, output: str, threshold: float | None, dicom: DicomAnswers
+) -> Outcome:
     start = time.perf_counter()
     try:
-        summary = _answer(predictor, item, out, output, threshold)
+        summary = _answer(predictor, item, out, output, threshold, dicom)
     except InputError as error:
         return Outcome(item, "failed", time.perf_counter() - start, code=error.code, reason=str(error))
     except MedaeError:
@@ -116,11 +121,13 @@ def _predict(predictor: Predictor, item: Item, out: Path, output: str, threshold
     return Outcome(item, "done", time.perf_counter() - start, summary)
 
 
-def _answer(predictor: Predictor, item: Item, out: Path, output: str, threshold: float | None) -> dict[str, Any]:
+def _answer(
+    predictor: Predictor, item: Item, out: Path, output: str, threshold: float | None, dicom: DicomAnswers
+) -> dict[str, Any]:
     """Writes the answer's files and its summary; returns the summary."""
     image = read_image(item.files if len(item.files) > 1 else item.files[0])
     prediction = predictor(image, threshold=threshold, probabilities=output == "probabilities")
-    made = answers.answer_files(prediction, predictor.package, stem=item.id, original=image, output=output)
+    made = answers.answer_files(prediction, predictor.package, stem=item.id, original=image, output=output, dicom=dicom)
     files = [file for file in made if file.media_type != "application/json"]  # each item has a summary, once
     write_files([answers.summary_file(prediction, stem=item.id, files=files), *files], out)
     return answers.summary(prediction, id=item.id, files=files)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medae import __version__
-from medae.cli.options import AsJson, Device, Inputs, Out, Output, Package, keep_heap, require_existing
+from medae.cli.options import AsJson, Device, Dicom, Inputs, Out, Output, Package, keep_heap, require_existing
 from medae.cli.terminal import complain, print_json, stderr
 from medae.cli.tokens import token
 from medae.errors import InputError, MedaeError
@@ -120,23 +120,28 @@ def predict(
         float | None,
         typer.Option(help="Segmentation: a probability. Score: a target false-positive rate.", show_default=False),
     ] = None,
+    dicom: Dicom = None,
     device: Device = "auto",
 ) -> None:
     """Answer images in their own format; leaves answers, summaries, results.csv and run.json under OUT."""
     from medae.batch.local import predict_items, require_writable
     from medae.batch.manifest import list_items
     from medae.batch.progress import Progress
+    from medae.io.dicom_options import DicomAnswers
     from medae.package import load
     from medae.predictor import Predictor
 
     require_existing(inputs)
+    words = DicomAnswers.from_words(dicom or ())
     model = load(package)
     keep_heap()
     predictor = Predictor(model, device=device)
     require_writable(out)
     manifest = list_items(inputs, out=out)
     with Progress(manifest, out, stderr()) as watch:
-        outcomes = predict_items(predictor, manifest.items, out, output=output, threshold=threshold, watch=watch)
+        outcomes = predict_items(
+            predictor, manifest.items, out, output=output, threshold=threshold, dicom=words, watch=watch
+        )
     if any(outcome.status == "fault" for outcome in outcomes):
         raise typer.Exit(1)
     if any(outcome.status == "failed" for outcome in outcomes):

@@ -15,21 +15,29 @@ from numpy.typing import NDArray
 
 from medae.errors import OutputError, SeriesError, UnreadableImage, UnsupportedImage
 from medae.image import Image
-from medae.io.answer import Algorithm, AnswerFile, Label, write_files
+from medae.io.answer import Algorithm, AnswerFile, Findings, Label, write_files
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.io.guard import DEFAULT_LIMITS, GZIP_MAGIC, Limits, inflate_head
 
 __all__ = [
+    "DEFAULT_DICOM",
     "DEFAULT_LIMITS",
     "Algorithm",
     "AnswerFile",
+    "DicomAnswers",
     "Label",
     "Limits",
+    "compressed",
+    "display_window",
     "encode_image",
     "encode_labels",
     "encode_labels_nifti",
     "encode_map",
+    "encode_overlay",
+    "encode_parametric",
     "encode_png",
     "encode_probabilities",
+    "encode_report",
     "encode_restored",
     "read_image",
     "read_labels",
@@ -117,13 +125,24 @@ def encode_image(image: Image) -> bytes:
     return raster.encode_as_tiff(plain) if image.geometry.unit == "px" else nifti.encode(plain, compress=False)
 
 
-def encode_labels(labels: Image, *, stem: str, labels_info: Sequence[Label], algorithm: Algorithm) -> list[AnswerFile]:
+def encode_labels(
+    labels: Image,
+    *,
+    stem: str,
+    labels_info: Sequence[Label],
+    algorithm: Algorithm,
+    dicom: DicomAnswers = DEFAULT_DICOM,
+) -> list[AnswerFile]:
     """A segmentation in the format of its source: PNG with the labels' colours, TIFF, NIfTI or DICOM SEG.
 
     labels: whole numbers (1, slices, rows, columns), 0 is background, n is the n-th of `labels_info`.
+    dicom: what kind of DICOM SEG.
     """
+    seg = {"dicom": dicom} if labels.source.format == "dicom" else {}
     module = _writer(labels, dicom_writer="dicom_seg")
-    files: list[AnswerFile] = module.encode_labels(labels, stem=stem, labels_info=labels_info, algorithm=algorithm)
+    files: list[AnswerFile] = module.encode_labels(
+        labels, stem=stem, labels_info=labels_info, algorithm=algorithm, **seg
+    )
     return files
 
 
@@ -138,22 +157,72 @@ def encode_restored(image: Image, *, stem: str, algorithm: Algorithm, descriptio
     return files
 
 
-def encode_map(map: Image, *, stem: str, maximum: float, algorithm: Algorithm) -> list[AnswerFile]:
+def encode_map(
+    map: Image, *, stem: str, maximum: float, algorithm: Algorithm, dicom: DicomAnswers = DEFAULT_DICOM
+) -> list[AnswerFile]:
     """A map of scores (1, slices, rows, columns) as float32 TIFF or NIfTI, or as FRACTIONAL SEG of 0 to `maximum`."""
+    seg = {"dicom": dicom} if map.source.format == "dicom" else {}
     module = _writer(map, dicom_writer="dicom_seg")
-    files: list[AnswerFile] = module.encode_map(map, stem=stem, maximum=maximum, algorithm=algorithm)
+    files: list[AnswerFile] = module.encode_map(map, stem=stem, maximum=maximum, algorithm=algorithm, **seg)
     return files
 
 
 def encode_probabilities(
-    probabilities: Image, *, stem: str, labels_info: Sequence[Label], algorithm: Algorithm
+    probabilities: Image,
+    *,
+    stem: str,
+    labels_info: Sequence[Label],
+    algorithm: Algorithm,
+    dicom: DicomAnswers = DEFAULT_DICOM,
 ) -> list[AnswerFile]:
     """(labels, slices, rows, columns) in 0 to 1, as float32 TIFF or NIfTI with a channel a label, or FRACTIONAL SEG."""
+    seg = {"dicom": dicom} if probabilities.source.format == "dicom" else {}
     module = _writer(probabilities, dicom_writer="dicom_seg")
     files: list[AnswerFile] = module.encode_probabilities(
-        probabilities, stem=stem, labels_info=labels_info, algorithm=algorithm
+        probabilities, stem=stem, labels_info=labels_info, algorithm=algorithm, **seg
     )
     return files
+
+
+def encode_parametric(map: Image, *, stem: str, maximum: float, algorithm: Algorithm) -> list[AnswerFile]:
+    """A map of scores over a DICOM source as Parametric Map: its own float values."""
+    from medae.io import dicom_map
+
+    return dicom_map.encode_parametric(map, stem=stem, maximum=maximum, algorithm=algorithm)
+
+
+def display_window(image: Image) -> tuple[float, float] | None:
+    """What the window of a DICOM source shows black and white; None where it has none."""
+    from medae.io import dicom_overlay
+
+    return dicom_overlay.display_window(image)
+
+
+def encode_overlay(
+    image: Image, pictures: Sequence[NDArray[Any]], *, stem: str, algorithm: Algorithm, description: str
+) -> list[AnswerFile]:
+    """Pictures (rows, columns, 3) over the slices of a DICOM source as secondary capture."""
+    from medae.io import dicom_overlay
+
+    return dicom_overlay.encode_overlay(image, pictures, stem=stem, algorithm=algorithm, description=description)
+
+
+def encode_report(
+    image: Image, findings: Findings, *, stem: str, algorithm: Algorithm, answers: Sequence[AnswerFile]
+) -> AnswerFile:
+    """Numbers about a DICOM source as structured report (TID 1500), which refers to the other files of the answer."""
+    from medae.io import dicom_report
+
+    return dicom_report.encode_report(image, findings, stem=stem, algorithm=algorithm, answers=answers)
+
+
+def compressed(files: Sequence[AnswerFile], method: str) -> list[AnswerFile]:
+    """The DICOM files among them with compressed pixels: "jpeg-ls", "jpeg-2000", "rle" or "none"."""
+    if method == "none":
+        return list(files)
+    from medae.io import dicom_compress
+
+    return [dicom_compress.compressed(file, method) if file.name.endswith(".dcm") else file for file in files]
 
 
 def encode_labels_nifti(labels: Image, *, stem: str) -> list[AnswerFile]:

@@ -1,0 +1,97 @@
+"""Lossless compression of the pixels of DICOM answers: JPEG-LS, JPEG 2000, RLE (PS3.5 8.2, A.4).
+
+Only whole numbers of 8 or 16 bits are compressed: one-bit and float pixels, and objects without pixels, have no
+transfer syntax for it that readers share. An answer keeps its UID, since what it says stays the same (PS3.4 B.4.1.3).
+"""
+
+from collections.abc import Callable
+from io import BytesIO
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_encoder
+from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless, RLELossless
+
+from medae.io.answer import AnswerFile
+from medae.io.dicom_answer import to_bytes
+
+Pixels = NDArray[np.integer]
+Encode = Callable[[Pixels, Dataset], bytes]
+
+
+def compressed(file: AnswerFile, method: str) -> AnswerFile:
+    """A DICOM answer with its pixels compressed by "jpeg-ls", "jpeg-2000" or "rle", where it has such pixels."""
+    dataset = dcmread(BytesIO(file.data))
+    compress(dataset, method)
+    return file._replace(data=to_bytes(dataset))
+
+
+def compress(dataset: Dataset, method: str) -> None:
+    """Compress the native, little-endian pixels of an answer in place, where there are such as the method takes."""
+    if "PixelData" not in dataset or dataset.BitsAllocated not in (8, 16):
+        return
+    syntax, encode = _METHODS[method]
+    frames = [encode(frame, dataset) for frame in _frames(dataset)]
+    dataset.PixelData = encapsulate(frames)
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = syntax
+
+
+def _frames(dataset: Dataset) -> Pixels:
+    """(frames, rows, columns) or (frames, rows, columns, samples), as stored."""
+    kind = "i" if dataset.PixelRepresentation == 1 else "u"
+    shape = [int(dataset.get("NumberOfFrames") or 1), dataset.Rows, dataset.Columns]
+    if dataset.SamplesPerPixel > 1:
+        shape.append(dataset.SamplesPerPixel)
+    count = int(np.prod(shape))
+    return np.frombuffer(dataset.PixelData, f"<{kind}{dataset.BitsAllocated // 8}", count).reshape(shape)
+
+
+def _jpeg_ls(frame: Pixels, dataset: Dataset) -> bytes:
+    """Signed pixels as the unsigned numbers of their bits (PS3.5 8.2.3: JPEG-LS itself knows no sign)."""
+    data: bytes = imagecodecs.jpegls_encode(np.ascontiguousarray(frame).view(f"u{frame.itemsize}"))
+    return data
+
+
+def _jpeg_2000(frame: Pixels, dataset: Dataset) -> bytes:
+    # without the colour transform, so that RGB stays the photometric interpretation
+    data: bytes = imagecodecs.jpeg2k_encode(
+        np.ascontiguousarray(frame),
+        codecformat="j2k",
+        level=0,
+        bitspersample=int(dataset.BitsStored),
+        reversible=True,
+        mct=False,
+        numthreads=1,
+    )
+    return data
+
+
+def _rle(frame: Pixels, dataset: Dataset) -> bytes:
+    # pydicom's own encoder: that of GDCM ends the process at an odd number of colour pixels
+    runner = get_encoder(RLELossless)
+    return runner.encode(
+        frame,
+        encoding_plugin="pydicom",
+        rows=int(dataset.Rows),
+        columns=int(dataset.Columns),
+        number_of_frames=1,
+        samples_per_pixel=int(dataset.SamplesPerPixel),
+        bits_allocated=int(dataset.BitsAllocated),
+        bits_stored=int(dataset.BitsAllocated),
+        pixel_representation=int(dataset.PixelRepresentation),
+        photometric_interpretation=str(dataset.PhotometricInterpretation),
+        planar_configuration=0,
+    )
+
+
+_METHODS: dict[str, tuple[UID, Encode]] = {
+    "jpeg-ls": (JPEGLSLossless, _jpeg_ls),
+    "jpeg-2000": (JPEG2000Lossless, _jpeg_2000),
+    "rle": (RLELossless, _rle),
+}
