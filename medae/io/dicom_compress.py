@@ -54,22 +54,22 @@ def _frames(dataset: Dataset) -> Pixels:
 
 def _jpeg_ls(frame: Pixels, dataset: Dataset) -> bytes:
     """Signed pixels as the unsigned numbers of their bits (PS3.5 8.2.3: JPEG-LS itself knows no sign)."""
-    data: bytes = imagecodecs.jpegls_encode(np.ascontiguousarray(frame).view(f"u{frame.itemsize}"))
-    return data
+    return bytes(imagecodecs.jpegls_encode(np.ascontiguousarray(frame).view(f"u{frame.itemsize}")))
 
 
 def _jpeg_2000(frame: Pixels, dataset: Dataset) -> bytes:
     # without the colour transform, so that RGB stays the photometric interpretation
-    data: bytes = imagecodecs.jpeg2k_encode(
-        np.ascontiguousarray(frame),
-        codecformat="j2k",
-        level=0,
-        bitspersample=int(dataset.BitsStored),
-        reversible=True,
-        mct=False,
-        numthreads=1,
+    return bytes(
+        imagecodecs.jpeg2k_encode(
+            np.ascontiguousarray(frame),
+            codecformat="j2k",
+            level=0,
+            bitspersample=int(dataset.BitsStored),
+            reversible=True,
+            mct=False,
+            numthreads=1,
+        )
     )
-    return data
 
 
 def _rle(frame: Pixels, dataset: Dataset) -> bytes:
