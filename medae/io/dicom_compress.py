@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import get_encoder
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medae.io.answer import AnswerFile
@@ -40,6 +40,8 @@ def compress(dataset: Dataset, method: str) -> None:
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
     dataset.file_meta.TransferSyntaxUID = syntax
+    if syntax == JPEG2000Lossless and dataset.PhotometricInterpretation == "RGB":
+        dataset.PhotometricInterpretation = "YBR_RCT"
 
 
 def _frames(dataset: Dataset) -> Pixels:
@@ -58,7 +60,7 @@ def _jpeg_ls(frame: Pixels, dataset: Dataset) -> bytes:
 
 
 def _jpeg_2000(frame: Pixels, dataset: Dataset) -> bytes:
-    # without the colour transform, so that RGB stays the photometric interpretation
+    # colours by the reversible transform, which the photometric interpretation then names (PS3.5 8.2.4)
     return bytes(
         imagecodecs.jpeg2k_encode(
             np.ascontiguousarray(frame),
@@ -66,7 +68,7 @@ def _jpeg_2000(frame: Pixels, dataset: Dataset) -> bytes:
             level=0,
             bitspersample=int(dataset.BitsStored),
             reversible=True,
-            mct=False,
+            mct=dataset.SamplesPerPixel > 1,
             numthreads=1,
         )
     )
@@ -74,8 +76,7 @@ def _jpeg_2000(frame: Pixels, dataset: Dataset) -> bytes:
 
 def _rle(frame: Pixels, dataset: Dataset) -> bytes:
     # pydicom's own encoder: that of GDCM ends the process at an odd number of colour pixels
-    runner = get_encoder(RLELossless)
-    return runner.encode(
+    return RLELosslessEncoder.encode(
         frame,
         encoding_plugin="pydicom",
         rows=int(dataset.Rows),
