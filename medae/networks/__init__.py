@@ -1,10 +1,10 @@
 """The architectures, one a file. Their closed union is the `network:` of a configuration."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
-from medae.networks.base import Autoencoder, NetworkSettings, Output, run
+from medae.networks.base import Autoencoder, AutoencoderSettings, Emission, NetworkSettings, Output, run
 from medae.networks.conv_autoencoder import ConvAutoencoderSettings
 from medae.networks.dncnn import DnCNNSettings
 from medae.networks.latent import Code, Codes, Gaussian, Latent
@@ -17,12 +17,21 @@ NetworkConfig = Annotated[
     Field(discriminator="kind"),
 ]
 
+
+def kinds_with(latents: frozenset[str]) -> list[str]:
+    """The kinds of network that go through one of these latents, in alphabetical order."""
+    union, _ = get_args(NetworkConfig)
+    return sorted(each.model_fields["kind"].default for each in get_args(union) if each.latent in latents)
+
+
 __all__ = [
     "Autoencoder",
+    "AutoencoderSettings",
     "Code",
     "Codes",
     "ConvAutoencoderSettings",
     "DnCNNSettings",
+    "Emission",
     "Gaussian",
     "Latent",
     "NetworkConfig",
@@ -31,5 +40,6 @@ __all__ = [
     "SegNetSettings",
     "UNetSettings",
     "VAESettings",
+    "kinds_with",
     "run",
 ]

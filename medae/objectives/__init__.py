@@ -12,11 +12,30 @@ from medae.networks.base import Output
 from medae.objectives.base import ObjectiveSettings, Term
 from medae.objectives.divergence import KL
 from medae.objectives.fidelity import L1, MSE, SSIM
+from medae.objectives.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, LikelihoodTerm
 from medae.objectives.overlap import Dice, DiceCE, Tversky
+from medae.objectives.perceptual import Perceptual
+from medae.objectives.sparsity import SparseKL, SparseL1, SparseL2
 from medae.objectives.voxels import CrossEntropy, Focal
 
 ObjectiveConfig = Annotated[
-    DiceCE | Dice | CrossEntropy | Focal | Tversky | MSE | L1 | SSIM | KL, Field(discriminator="kind")
+    DiceCE
+    | Dice
+    | CrossEntropy
+    | Focal
+    | Tversky
+    | MSE
+    | L1
+    | SSIM
+    | Perceptual
+    | GaussianLikelihood
+    | BernoulliLikelihood
+    | CategoricalLikelihood
+    | KL
+    | SparseKL
+    | SparseL1
+    | SparseL2,
+    Field(discriminator="kind"),
 ]
 
 
@@ -49,13 +68,21 @@ __all__ = [
     "L1",
     "MSE",
     "SSIM",
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
     "CrossEntropy",
     "Dice",
     "DiceCE",
     "Focal",
+    "GaussianLikelihood",
+    "LikelihoodTerm",
     "Loss",
     "ObjectiveConfig",
     "ObjectiveSettings",
+    "Perceptual",
+    "SparseKL",
+    "SparseL1",
+    "SparseL2",
     "Term",
     "Tversky",
 ]

@@ -90,6 +90,7 @@ def card_of(experiment: Experiment, metrics: dict[str, Any] | None = None) -> Ca
         training_data=_data_in_words(experiment),
         licence=experiment.data.licence or "",
         metrics=metrics or {},
+        objectives=tuple(objective.described for objective in experiment.objectives),
         intended_use=experiment.intended_use,
         limits=experiment.limits,
         experiment=experiment.resolved,
@@ -137,7 +138,7 @@ def calibrated(package: ModelPackage, experiment: Experiment, cases: Sequence[Ca
         return package
     return package.calibrated(
         Calibration.from_scores(
-            scores, score=experiment.task.score_name, package_digest=package.digest, map_maximum=highest or 1.0
+            {experiment.task.score_name: scores}, package_digest=package.digest, map_maximum=highest or 1.0
         )
     )
 
