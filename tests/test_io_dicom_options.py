@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medae.answers import answer_files, check_dicom
-from medae.batch.local import predict_items
 from medae.batch.manifest import list_items
+from medae.batch.predict import predict_items
 from medae.client import Client
 from medae.errors import UsageError
 from medae.io import read_image

@@ -4,8 +4,18 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from medae.networks.base import Autoencoder, AutoencoderSettings, Emission, NetworkSettings, Output, run
+from medae.networks.base import (
+    Autoencoder,
+    AutoencoderSettings,
+    Emission,
+    NetworkSettings,
+    Output,
+    StackedAutoencoder,
+    Stage,
+    run,
+)
 from medae.networks.conv_autoencoder import ConvAutoencoderSettings
+from medae.networks.dense_autoencoder import DenseAutoencoderSettings
 from medae.networks.dncnn import DnCNNSettings
 from medae.networks.latent import Code, Codes, Gaussian, Latent
 from medae.networks.segnet import SegNetSettings
@@ -13,7 +23,7 @@ from medae.networks.unet import UNetSettings
 from medae.networks.vae import VAESettings
 
 NetworkConfig = Annotated[
-    UNetSettings | SegNetSettings | ConvAutoencoderSettings | DnCNNSettings | VAESettings,
+    UNetSettings | SegNetSettings | ConvAutoencoderSettings | DenseAutoencoderSettings | DnCNNSettings | VAESettings,
     Field(discriminator="kind"),
 ]
 
@@ -30,6 +40,7 @@ __all__ = [
     "Code",
     "Codes",
     "ConvAutoencoderSettings",
+    "DenseAutoencoderSettings",
     "DnCNNSettings",
     "Emission",
     "Gaussian",
@@ -38,6 +49,8 @@ __all__ = [
     "NetworkSettings",
     "Output",
     "SegNetSettings",
+    "StackedAutoencoder",
+    "Stage",
     "UNetSettings",
     "VAESettings",
     "kinds_with",
