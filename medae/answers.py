@@ -128,14 +128,18 @@ def _maps(
     if "seg" in dicom.map:
         made += io.encode_map(prediction.image, maximum=maximum, dicom=dicom, **asked)
     if "parametric" in dicom.map:
-        made += io.encode_parametric(prediction.image, maximum=maximum, **asked)
+        from medae.io.dicom_map import encode_parametric
+
+        made += encode_parametric(prediction.image, maximum=maximum, **asked)
     if "overlay" in dicom.map:
-        low, high = io.display_window(original) or pictures.display_range(original)
+        from medae.io.dicom_overlay import display_window, encode_overlay
+
+        low, high = display_window(original) or pictures.display_range(original)
         shown = [
             pictures.overlay_map(pictures.to_rgb(original.pixels[:, s], low, high), map_RW, maximum)
             for s, map_RW in enumerate(prediction.image.pixels[0])
         ]
-        made += io.encode_overlay(prediction.image, shown, description="anomaly overlay", **asked)
+        made += encode_overlay(prediction.image, shown, description="anomaly overlay", **asked)
     return made
 
 
@@ -144,9 +148,15 @@ def _dressed(
 ) -> list[AnswerFile]:
     """With the report, compressed: what may be asked of any answer to DICOM."""
     if dicom.report:
+        from medae.io.dicom_report import encode_report
+
         found, algorithm = _findings(prediction, package), _algorithm(package)
-        made = [*made, io.encode_report(prediction.image, found, stem=stem, algorithm=algorithm, answers=made)]
-    return io.compressed(made, dicom.compress)
+        made = [*made, encode_report(prediction.image, found, stem=stem, algorithm=algorithm, answers=made)]
+    if dicom.compress != "none":
+        from medae.io.dicom_compress import compressed
+
+        made = compressed(made, dicom.compress)
+    return made
 
 
 def _findings(prediction: Prediction, package: ModelPackage) -> Findings:

@@ -14,9 +14,9 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medae.errors import OutputError
 from medae.image import Image
-from medae.io import compressed
 from medae.io.answer import AnswerFile, Findings, Label, LabelSize
 from medae.io.dicom import encode_restored, read_dicom
+from medae.io.dicom_compress import compressed
 from medae.io.dicom_map import encode_parametric
 from medae.io.dicom_options import DicomAnswers
 from medae.io.dicom_overlay import display_window, encode_overlay

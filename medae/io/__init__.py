@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medae.errors import OutputError, SeriesError, UnreadableImage, UnsupportedImage
 from medae.image import Image
-from medae.io.answer import Algorithm, AnswerFile, Findings, Label, write_files
+from medae.io.answer import Algorithm, AnswerFile, Label, write_files
 from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.io.guard import DEFAULT_LIMITS, GZIP_MAGIC, Limits, inflate_head
 
@@ -29,17 +29,12 @@ __all__ = [
     "DicomAnswers",
     "Label",
     "Limits",
-    "compressed",
-    "display_window",
     "encode_image",
     "encode_labels",
     "encode_labels_nifti",
     "encode_map",
-    "encode_overlay",
-    "encode_parametric",
     "encode_png",
     "encode_probabilities",
-    "encode_report",
     "encode_restored",
     "read_image",
     "read_labels",
@@ -189,47 +184,6 @@ def encode_probabilities(
         probabilities, stem=stem, labels_info=labels_info, algorithm=algorithm, **seg
     )
     return files
-
-
-def encode_parametric(map: Image, *, stem: str, maximum: float, algorithm: Algorithm) -> list[AnswerFile]:
-    """A map of scores over a DICOM source as Parametric Map: its own float values."""
-    from medae.io import dicom_map
-
-    return dicom_map.encode_parametric(map, stem=stem, maximum=maximum, algorithm=algorithm)
-
-
-def display_window(image: Image) -> tuple[float, float] | None:
-    """What the window of a DICOM source shows black and white; None where it has none."""
-    from medae.io import dicom_overlay
-
-    return dicom_overlay.display_window(image)
-
-
-def encode_overlay(
-    image: Image, pictures: Sequence[NDArray[Any]], *, stem: str, algorithm: Algorithm, description: str
-) -> list[AnswerFile]:
-    """Pictures (rows, columns, 3) over the slices of a DICOM source as secondary capture."""
-    from medae.io import dicom_overlay
-
-    return dicom_overlay.encode_overlay(image, pictures, stem=stem, algorithm=algorithm, description=description)
-
-
-def encode_report(
-    image: Image, findings: Findings, *, stem: str, algorithm: Algorithm, answers: Sequence[AnswerFile]
-) -> AnswerFile:
-    """Numbers about a DICOM source as structured report (TID 1500), which refers to the other files of the answer."""
-    from medae.io import dicom_report
-
-    return dicom_report.encode_report(image, findings, stem=stem, algorithm=algorithm, answers=answers)
-
-
-def compressed(files: Sequence[AnswerFile], method: str) -> list[AnswerFile]:
-    """The DICOM files among them with compressed pixels: "jpeg-ls", "jpeg-2000", "rle" or "none"."""
-    if method == "none":
-        return list(files)
-    from medae.io import dicom_compress
-
-    return [dicom_compress.compressed(file, method) if file.name.endswith(".dcm") else file for file in files]
 
 
 def encode_labels_nifti(labels: Image, *, stem: str) -> list[AnswerFile]:

@@ -4,7 +4,7 @@ Only whole numbers of 8 or 16 bits are compressed: one-bit and float pixels, and
 transfer syntax for it that readers share. An answer keeps its UID, since what it says stays the same (PS3.4 B.4.1.3).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 
 import imagecodecs
@@ -17,14 +17,18 @@ from pydicom.pixels.encoders.base import RLELosslessEncoder
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medae.io.answer import AnswerFile
-from medae.io.dicom_answer import to_bytes
+from medae.io.dicom_answer import MEDIA_TYPE, to_bytes
 
 Pixels = NDArray[np.integer]
 Encode = Callable[[Pixels, Dataset], bytes]
 
 
-def compressed(file: AnswerFile, method: str) -> AnswerFile:
-    """A DICOM answer with its pixels compressed by "jpeg-ls", "jpeg-2000" or "rle", where it has such pixels."""
+def compressed(files: Sequence[AnswerFile], method: str) -> list[AnswerFile]:
+    """With the pixels of the DICOM files compressed by "jpeg-ls", "jpeg-2000" or "rle", where they have such pixels."""
+    return [_compressed(file, method) if file.media_type == MEDIA_TYPE else file for file in files]
+
+
+def _compressed(file: AnswerFile, method: str) -> AnswerFile:
     dataset = dcmread(BytesIO(file.data))
     compress(dataset, method)
     return file._replace(data=to_bytes(dataset))

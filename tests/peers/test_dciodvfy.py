@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from medae.io import compressed
 from medae.io.answer import Algorithm, AnswerFile, CodedTerm, Findings, Label, LabelSize, write_files
 from medae.io.dicom import encode_restored, read_dicom
+from medae.io.dicom_compress import compressed
 from medae.io.dicom_map import encode_parametric
 from medae.io.dicom_options import DicomAnswers
 from medae.io.dicom_overlay import encode_overlay
