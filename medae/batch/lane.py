@@ -20,6 +20,7 @@ from medae.batch.manifest import Item
 from medae.batch.memory import Grant, enforce, resident_bytes
 from medae.batch.work import Hand, Outcome, Put, decode
 from medae.errors import MedaeError
+from medae.io.dicom_options import DicomAnswers
 from medae.verdict import GateLimits
 
 _FLUSH_SECONDS = 0.05
@@ -36,6 +37,7 @@ class Order:
     output: str
     threshold: float | None
     summaries: bool
+    dicom: DicomAnswers
     device: str
     gate: GateLimits
     allow: tuple[str, ...] = ()
@@ -114,4 +116,11 @@ def make_hand(order: Order) -> Hand:
             predictors[name] = Predictor(
                 package, backend=RemoteBackend.join(device, name), device="cpu", limits=order.gate
             )
-    return Hand(predictors, order.put, output=order.output, threshold=order.threshold, summaries=order.summaries)
+    return Hand(
+        predictors,
+        order.put,
+        output=order.output,
+        threshold=order.threshold,
+        dicom=order.dicom,
+        summaries=order.summaries,
+    )

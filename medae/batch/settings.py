@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_
 
 from medae import package as packages
 from medae.errors import UsageError
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.package import ModelPackage
 from medae.settings import Settings
 from medae.verdict import GateLimits
@@ -56,6 +57,8 @@ class BatchSettings(Settings):
     """Segmentation: a probability. Score: a target false-positive rate."""
     gate: GateLimits = GateLimits()
     """When the models' gates warn."""
+    dicom: DicomAnswers = DEFAULT_DICOM
+    """How answers to DICOM are written."""
     device: str = "auto"
     """auto (all CUDA devices, else the CPU), cpu, cuda or cuda:N."""
     workers: NonNegativeInt | None = None
@@ -131,6 +134,7 @@ def _key(package: ModelPackage, settings: BatchSettings) -> str:
         "output": settings.output,
         "summaries": settings.summaries,
         "threshold": settings.threshold,
+        "dicom": settings.dicom.texts(),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 

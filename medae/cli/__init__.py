@@ -15,6 +15,7 @@ from medae.cli.gate import gate
 from medae.cli.options import (
     AsJson,
     Device,
+    Dicom,
     GateReject,
     GateReview,
     Inputs,
@@ -149,6 +150,7 @@ def predict(
     member: Members = None,
     gate_review: GateReview = None,
     gate_reject: GateReject = None,
+    dicom: Dicom = None,
     device: Device = "auto",
 ) -> None:
     """Answer images in their own format; leaves answers, summaries, results.csv and run.json under OUT."""
@@ -156,11 +158,13 @@ def predict(
     from medae.batch.manifest import list_items
     from medae.batch.predict import predict_items
     from medae.batch.progress import Progress
+    from medae.io.dicom_options import DicomAnswers
     from medae.package import load
     from medae.uncertainty import open_predictor
 
     require_existing(inputs)
     limits = gate_limits(gate_review, gate_reject)
+    words = DicomAnswers.from_words(dicom or ())
     model = load(package)
     keep_heap()
     others = [load(other) for other in member or ()]
@@ -175,6 +179,7 @@ def predict(
             out,
             output=output,
             threshold=threshold,
+            dicom=words,
             watch=lambda outcome: progress.see((outcome,)),
         )
     if any(outcome.status == "fault" for outcome in outcomes):

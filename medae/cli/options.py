@@ -33,6 +33,16 @@ Members = Annotated[
     typer.Option("--member", metavar="PACKAGE", help="Another model of the ensemble; again for more."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Dicom = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dicom",
+        metavar="K[=V]",
+        help="How answers to DICOM are written: seg=labelmap, empty_frames, map=seg,parametric,overlay, "
+        "compress=jpeg-ls|jpeg-2000|rle, report.",
+        show_default=False,
+    ),
+]
 Output = Literal["default", "probabilities", "labels-nifti", "summary", "overlay"]
 
 

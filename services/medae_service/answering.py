@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
-from medae.answers import Output, answer_files, check_output, summary
+from medae.answers import Output, answer_files, check_dicom, check_output, summary
 from medae.errors import MedaeError, UsageError
 from medae.image import Image
 from medae.io.answer import AnswerFile
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.predictor import USUAL, check_call
 from medae.verdict import GateLimits
 from medae_service import metrics
@@ -35,10 +36,15 @@ ZIP = "application/zip"
 
 GATE = ("gate_review", "gate_reject")
 """When the gate of a model warns."""
+DICOM = "dicom_"
+"""Before the names of DicomAnswers' fields, in a query."""
+
+_OF_SEG = ("dicom_seg", "dicom_empty_frames")
+_OF_ANY = ("dicom_compress", "dicom_report")
 PARAMETERS: dict[Endpoint, tuple[str, ...]] = {
-    "segment": ("model", "output", "threshold", *GATE),
-    "restore": ("model", "output", "noise", *GATE),
-    "score": ("model", "output", "threshold"),
+    "segment": ("model", "output", "threshold", *GATE, *_OF_SEG, *_OF_ANY),
+    "restore": ("model", "output", "noise", *GATE, *_OF_ANY),
+    "score": ("model", "output", "threshold", "dicom_map", "dicom_empty_frames", *_OF_ANY),
 }
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
@@ -52,10 +58,12 @@ class Question:
     threshold: float | None
     noise: float | None = None
     gate: GateLimits = USUAL
+    dicom: DicomAnswers = DEFAULT_DICOM
 
     def require_fit(self, model: Model) -> None:
         """Raises UsageError for what this model does not know; before any upload."""
         check_output(self.output, model.package)
+        check_dicom(self.dicom, model.package)
         check_call(model.package, threshold=self.threshold)
         if self.noise is not None:  # no task knows it by now
             raise UsageError(f"the model {model.card.name} finds the noise by itself; leave `noise` out")
@@ -73,8 +81,14 @@ def parse_query(query: QueryParams, endpoint: Endpoint) -> Question:
     output = next((name for name in OUTPUTS if name == wanted), None)
     if output is None:
         raise UsageError(f"output is one of {', '.join(OUTPUTS)}; the request asks for something else")
+    dicom = {name.removeprefix(DICOM): query[name] for name in given if name.startswith(DICOM)}
     return Question(
-        query.get("model"), output, _threshold(query.get("threshold")), _noise(query.get("noise")), _gate(query)
+        query.get("model"),
+        output,
+        _threshold(query.get("threshold")),
+        _noise(query.get("noise")),
+        _gate(query),
+        DicomAnswers.from_texts(dicom),
     )
 
 
@@ -161,7 +175,14 @@ def compute(model: Model, image: Image, question: Question, *, stem: str, id: st
     with metrics.stage("answer"):
         written: list[AnswerFile] = []
         if question.output != "summary":
-            written = answer_files(prediction, model.package, stem=stem, original=image, output=question.output)
+            written = answer_files(
+                prediction,
+                model.package,
+                stem=stem,
+                original=image,
+                output=question.output,
+                dicom=question.dicom,
+            )
         made = [file for file in written if file.name != f"{stem}_summary.json"]  # ours has the request's id
         answer = Answer(made, summary(prediction, id=id, files=made), single=len(written) == 1)
     metrics.answered(model.card.name, 200, answer.gate)
