@@ -76,6 +76,10 @@ def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> result
             noted.facts |= {"shard": settings.shard, "output": settings.output, "threshold": settings.threshold}
             _work(folder, plan, models, settings, work, watch)
             counts = results.finish(folder, plan, [model.name for model in models])
+            if settings.report and (counts.left == 0 or settings.shard is None):
+                from medae.batch import report
+
+                report.write(folder, plan, models, settings, counts)
             noted.facts["counts"] = {
                 name: getattr(counts, name) for name in ("total", "done", "failed", "fault", "left")
             }
@@ -136,7 +140,12 @@ def _work(
     if not work.cases:
         return
     with _staging(folder) as staging:
-        put = Staged(staging, several=len(models) > 1, fan_out=plan.count > FAN_OUT)
+        put = Staged(
+            staging,
+            several=len(models) > 1,
+            fan_out=plan.count > FAN_OUT,
+            durable=settings.engine == "ray",  # written by machines whose disks the commit cannot sync
+        )
         book = Journal(folder, staging, {model.name: model.key for model in models}, max(settings.batch // 2, 1))
         engine = _engine(_order(models, settings, put), settings, work.cases)
         try:
@@ -151,8 +160,12 @@ def _work(
 
 
 def _engine(order: Order, settings: BatchSettings, cases: int) -> Engine:
-    if settings.workers == 0:
+    if settings.workers == 0 and settings.engine == "local":
         return Inline(make_hand(order), order.allow)
+    if settings.engine == "ray":
+        from medae.batch.on_ray import RayEngine
+
+        return RayEngine(order, settings.ray_address, settings.workers)
     posts = [Post(order.packages, device, 0, settings.max_vram) for device in gpus(settings.device)]
     return LocalEngine(order, min(settings.workers or cores(), cases), posts=posts, max_ram=settings.max_ram)
 
