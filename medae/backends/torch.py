@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from medae.backends.observer import observed
 from medae.errors import LimitExceeded, PackageError, UsageError
 from medae.package import ModelPackage
+from medae.scores import PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +37,14 @@ class TorchBackend:
         self._network = network.to(self._device).eval()
 
     @classmethod
+    def around(cls, network: nn.Module, package: ModelPackage, device: str = "auto") -> Self:
+        """The package's network, which is there already, with all that its card needs to know beside its output."""
+        return cls(observed(network, package.card, package.weights), device)
+
+    @classmethod
     def from_package(cls, package: ModelPackage, device: str = "auto") -> Self:
         """Build the card's network and load its weights. Raises PackageError when they do not fit."""
-        from medae.networks import NetworkConfig
-
-        card = package.card
-        try:
-            settings = TypeAdapter[Any](NetworkConfig).validate_python(card.network)
-            network = settings.build(card.channels_in, card.channels_out)
-            state = {name: torch.from_numpy(np.array(value)) for name, value in package.weights.items()}
-            network.load_state_dict(state)
-        except ValidationError as error:
-            raise PackageError(f"the card's network is not known to this medae: {error.errors()[0]['msg']}") from None
-        except RuntimeError:
-            raise PackageError("the weights do not fit the network of the card; the package is damaged") from None
-        return cls(network, device)
+        return cls.around(network_of(package), package, device)
 
     def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
         """(N, channels_in, *spatial) -> (N, channels_out, *spatial), float32.
@@ -75,6 +70,23 @@ class TorchBackend:
                 x = torch.from_numpy(full).to(self._device, memory_format=layout)
                 done.append(self._network(x)[: len(part)].float().cpu().numpy())
         return np.concatenate(done)
+
+
+def network_of(package: ModelPackage) -> nn.Module:
+    """The card's network with its weights, as it was trained. Raises PackageError when they do not fit."""
+    from medae.networks import NetworkConfig
+
+    card = package.card
+    try:
+        settings = TypeAdapter[Any](NetworkConfig).validate_python(card.network)
+        network: nn.Module = settings.build(card.channels_in, card.task.network_channels(card.channels_in))
+        own = {name: value for name, value in package.weights.items() if not name.startswith(PREFIX)}
+        network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in own.items()})
+    except ValidationError as error:
+        raise PackageError(f"the card's network is not known to this medae: {error.errors()[0]['msg']}") from None
+    except RuntimeError:
+        raise PackageError("the weights do not fit the network of the card; the package is damaged") from None
+    return network
 
 
 def choose_device(device: str) -> torch.device:

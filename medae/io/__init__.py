@@ -1,13 +1,17 @@
 """Files <-> Image. What a file is, is decided by its content, never by its name.
 
-Read: PNG, JPEG, TIFF (raster), NIfTI-1 and -2, plain or gzipped (nifti), DICOM (dicom). Written: the answer table, in
-the input's own format. The format modules are imported when a file needs them.
+Read: PNG, JPEG, TIFF (raster), NIfTI-1 and -2, plain or gzipped (nifti), MetaImage, NRRD, DICOM (dicom). Written: the
+answer table, in the input's own format. The format modules are imported when a file needs them.
 """
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from os import PathLike, fspath
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -48,31 +52,36 @@ _MAGIC = {
     b"MM\0*": "tiff",
     b"II+\0": "tiff",
     b"MM\0+": "tiff",
+    b"NRRD000": "nrrd",
 }
+_ZIP = b"PK\x03\x04"
 # what people send by mistake, so that the answer can say what came
 _FOREIGN = {
-    b"PK\x03\x04": "a ZIP archive",
+    _ZIP: "a ZIP archive",
     b"%PDF": "a PDF document",
     b"GIF8": "a GIF picture",
     b"BM": "a BMP picture",
     b"RIFF": "a RIFF (WebP or AVI) file",
     b"\x89HDF": "an HDF5 file",
     b"\x93NUMPY": "a NumPy array",
-    b"NRRD": "an NRRD volume",
     b"\xff\x4f\xff\x51": "a bare JPEG 2000 stream",
     b"\0\0\0\x0cjP": "a JPEG 2000 picture",
 }
-_WHAT_IS_READ = "PNG, JPEG, TIFF, NIfTI (.nii, .nii.gz) and DICOM are read"
+_WHAT_IS_READ = "PNG, JPEG, TIFF, NIfTI (.nii, .nii.gz), MetaImage, NRRD and DICOM are read"
 
 
-def read_image(source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMITS) -> Image:
-    """One image from a file (path or bytes), from the files of one DICOM series in any order, or from its folder.
+def read_image(
+    source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMITS, series: int | str | None = None
+) -> Image:
+    """One image from a file (path or bytes), or from the files of one DICOM series: a list in any order, their folder,
+    a DICOMDIR (path) or a zip.
 
     Of a folder all files count, also in folders within it, except hidden ones. Palette pictures become RGB; see
     `read_labels`. NaN is kept, for the model to refuse.
+    series: where there are several, the number of one in the list that the refusal gives, or its SeriesInstanceUID.
     Raises UnreadableImage, UnsupportedImage, LimitExceeded, GeometryError or SeriesError.
     """
-    return _read(source, limits, as_labels=False)
+    return _read(source, limits, series, as_labels=False)
 
 
 def read_labels(source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMITS) -> Image:
@@ -80,7 +89,7 @@ def read_labels(source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMIT
 
     So what encode_labels wrote comes back as the numbers it was made of.
     """
-    return _read(source, limits, as_labels=True)
+    return _read(source, limits, None, as_labels=True)
 
 
 def write_image(image: Image, path: str | PathLike[str]) -> None:
@@ -170,16 +179,42 @@ def encode_png(picture: NDArray[Any]) -> bytes:
     return png.encode(picture)
 
 
-def _read(source: File | Sequence[File], limits: Limits, *, as_labels: bool) -> Image:
-    files = _files(source, limits)
-    kinds = [_kind(_head(file)) for file in files]
-    if kinds and all(kind == "dicom" for kind in kinds):
-        from medae.io import dicom
+def _read(source: File | Sequence[File], limits: Limits, series: int | str | None, *, as_labels: bool) -> Image:
+    with _unpacked(_files(source, limits), limits) as files:
+        kinds = [_kind(_head(file)) for file in files]
+        if kinds and all(kind == "dicom" for kind in kinds):
+            from medae.io import dicom
 
-        return dicom.read_dicom(files, limits)
-    if len(files) != 1:
-        raise SeriesError(f"one image is one file or one DICOM series; what came is {_census(kinds)}")
-    return _reader(kinds[0], as_labels)(_content(files[0], limits), limits)
+            return dicom.read_dicom(files, limits, series=series)
+        if series is not None:
+            raise SeriesError(f"a series is chosen among DICOM files; what came is {_census(kinds)}")
+        if len(files) != 1:
+            raise SeriesError(f"one image is one file or one DICOM series; what came is {_census(kinds)}")
+        return _reader(kinds[0], as_labels, files[0])(_content(files[0], limits), limits)
+
+
+@contextmanager
+def _unpacked(files: list[Path | bytes], limits: Limits) -> Iterator[list[Path | bytes]]:
+    """The files themselves or, of one that is a table of others (a zip, a DICOMDIR), those; while the block runs."""
+    head = _head(files[0]) if len(files) == 1 else b""
+    if head.startswith(_ZIP) and _kind(head) == _FOREIGN[_ZIP]:
+        from medae.io import archive
+
+        bounds = archive.Bounds(files=limits.files, bytes=limits.bytes, freely=limits.inflate_freely)
+        with TemporaryDirectory(prefix="medae-") as folder:  # mode 0700
+            yield [*archive.unpack(files[0], Path(folder), bounds, lambda: False)]
+    elif head[128:132] == b"DICM" and isinstance(files[0], Path) and _is_directory(head):
+        from medae.io.dicom_directory import referenced_files
+
+        yield [*referenced_files(files[0], limits)]
+    else:
+        yield files
+
+
+def _is_directory(head: bytes) -> bool:
+    from medae.io.dicom_directory import is_directory
+
+    return is_directory(head)
 
 
 def _files(source: File | Sequence[File], limits: Limits) -> list[Path | bytes]:
@@ -237,7 +272,7 @@ def _content(file: Path | bytes, limits: Limits) -> bytes:
 
 
 def _kind(head: bytes) -> str:
-    """png, jpeg, tiff, nifti, dicom, or a phrase that says what came instead."""
+    """png, jpeg, tiff, nifti, metaimage, nrrd, dicom, or a phrase that says what came instead."""
     if head[128:132] == b"DICM":  # first: the 128 bytes before it may be those of any other format
         return "dicom"
     for magic, kind in _MAGIC.items():
@@ -248,9 +283,12 @@ def _kind(head: bytes) -> str:
     if volume := _kind_of_volume(head):
         return volume
     from medae.io import dicom
+    from medae.io.metaimage import is_metaimage
 
     if dicom.is_dicom(head):
         return "dicom"
+    if is_metaimage(head):
+        return "metaimage"
     if not head:
         return "an empty file"
     return next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), "an unknown kind of file")
@@ -270,11 +308,14 @@ def _kind_of_volume(head: bytes) -> str | None:
     return None
 
 
-def _reader(kind: str, as_labels: bool) -> Callable[[bytes, Limits], Image]:
+def _reader(kind: str, as_labels: bool, file: Path | bytes) -> Callable[[bytes, Limits], Image]:
     if kind == "nifti":
         from medae.io import nifti
 
         return nifti.read
+    if kind in ("metaimage", "nrrd"):
+        module = import_module(f"medae.io.{kind}")
+        return partial(module.read, folder=file.parent if isinstance(file, Path) else None)
     if kind in ("png", "jpeg", "tiff"):
         from medae.io import raster
 
@@ -291,12 +332,10 @@ def _census(kinds: Sequence[str]) -> str:
 
 def _writer(image: Image, *, dicom_writer: str) -> ModuleType:
     """The module that writes in the format of the image's source."""
-    from importlib import import_module
-
     match image.source.format:
         case "png" | "jpeg" | "tiff":
             return import_module("medae.io.raster")
-        case "nifti":
+        case "nifti" | "metaimage" | "nrrd":
             return import_module("medae.io.nifti")
         case "dicom":
             return import_module(f"medae.io.{dicom_writer}")

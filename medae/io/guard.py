@@ -7,6 +7,9 @@ from pydantic import PositiveInt
 from medae.errors import LimitExceeded, UnreadableImage
 from medae.settings import Settings
 
+PLAUSIBLE_RATIO = 100
+"""Decoded bytes for one that came, of data that is packed as a whole; images of scanners and cameras reach 20."""
+
 # Deflate cannot do better than 1032:1 (zlib's technical note: 258 bytes from 2 bits), so more is not whole.
 DEFLATE_RATIO = 1032
 _PIECE = 1 << 20
@@ -68,6 +71,14 @@ class Limits(Settings):
                 f"{self.inflate_ratio} for one; the header is forged or the file is damaged"
             )
 
+    def admit_inflated(self, count: int, *, stored: int) -> None:
+        """What `stored` bytes, packed as a whole, are about to become. Raises LimitExceeded where that is too much."""
+        if count > max(self.inflate_freely, PLAUSIBLE_RATIO * stored):
+            raise LimitExceeded(
+                f"the header declares {count} bytes unpacked from {stored} that came, more than {PLAUSIBLE_RATIO} for "
+                "one; send it unpacked"
+            )
+
 
 DEFAULT_LIMITS = Limits()
 
@@ -80,24 +91,40 @@ def inflate_head(data: bytes, count: int) -> bytes:
         return b""
 
 
+def inflate_raw(data: bytes, most: int) -> bytes:
+    """At most the first `most` bytes of raw deflate `data`, as a deflated DICOM file has them.
+
+    Raises UnreadableImage where the data is damaged, or ends early.
+    """
+    inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+    try:
+        plain = inflater.decompress(data, most) if most else b""
+    except zlib.error:
+        raise UnreadableImage("the deflated data is damaged: it does not inflate") from None
+    if len(plain) < most and not inflater.eof:
+        raise UnreadableImage(f"the deflated data ends early, after {len(plain)} bytes; the file is truncated")
+    return plain
+
+
 def inflate(data: bytes, count: int) -> bytearray:
-    """Exactly the first `count` bytes of what gzip `data` (of one or more members) holds, and never more memory.
+    """Exactly the first `count` bytes of what gzip (one or more members) or zlib `data` holds, and never more memory.
 
     The check sum of a member is verified where the member ends within `count`.
     Raises UnreadableImage where the data is damaged or ends early.
     """
     if count > DEFLATE_RATIO * len(data):
         raise UnreadableImage(
-            f"the header declares {count} bytes, but {len(data)} bytes of gzip cannot hold them; the file is truncated"
+            f"the header declares {count} bytes, more than {len(data)} compressed ones can hold; the file is truncated"
         )
     out = bytearray(count)
     # one member that says it holds just this: libdeflate is 4 x as fast as zlib, and cannot write past `out`
-    if int.from_bytes(data[-4:], "little") == count % 2**32 and _inflate_at_once(data, out):
+    is_gzip = data.startswith(GZIP_MAGIC)
+    if is_gzip and int.from_bytes(data[-4:], "little") == count % 2**32 and _inflate_at_once(data, out):
         return out
     try:
-        filled = _inflate_members(data, memoryview(out))
+        filled = _inflate_members(data, memoryview(out), wbits=31 if is_gzip else 15)
     except zlib.error:
-        raise UnreadableImage("the gzip data is damaged: it does not inflate, or its check sum is wrong") from None
+        raise UnreadableImage("the packed data is damaged: it does not inflate, or its check sum is wrong") from None
     if filled < count:
         raise UnreadableImage(f"the header declares {count} bytes, the file ends after {filled}; it is truncated")
     return out
@@ -112,11 +139,11 @@ def _inflate_at_once(data: bytes, out: bytearray) -> bool:
         return False  # several members, or damage that zlib will name
 
 
-def _inflate_members(data: bytes, out: memoryview) -> int:
+def _inflate_members(data: bytes, out: memoryview, wbits: int) -> int:
     """Fills `out` as far as the data goes; returns how far."""
     filled, rest = 0, memoryview(data)
     while filled < len(out) and rest:
-        member = zlib.decompressobj(wbits=31)
+        member = zlib.decompressobj(wbits)
         while rest and not member.eof:
             # zlib needs one byte of room beyond the last to meet the check sum behind it
             chunk = member.decompress(rest[:_PIECE], max(min(len(out) - filled, _PIECE), 1))
@@ -126,5 +153,5 @@ def _inflate_members(data: bytes, out: memoryview) -> int:
             filled += len(chunk)
             rest = rest[min(_PIECE, len(rest)) - len(member.unconsumed_tail) - len(member.unused_data) :]
         if not member.eof:
-            raise UnreadableImage(f"the gzip data ends early, after {filled} inflated bytes; the file is truncated")
+            raise UnreadableImage(f"the packed data ends early, after {filled} inflated bytes; the file is truncated")
     return filled

@@ -32,7 +32,7 @@ from medae.training.material import Batch, Material, batches_from, pair, read_ma
 from medae.training.pictures import strip
 from medae.training.state import LAST, State, layout_on
 from medae.training.stopping import Stop
-from medae.training.validation import calibrated, validate, with_metrics
+from medae.training.validation import finished, validate, with_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -219,8 +219,9 @@ def _finish(training: Training) -> ModelPackage:
             f"no validation gave a number for {headline(training.experiment.task).name}; "
             "run.json and metrics.jsonl say what became of each case"
         )
-    package = calibrated(ModelPackage.load(training.out / PACKAGE), training.experiment, training.material.validation)
-    if package.calibration is not None:
+    best = ModelPackage.load(training.out / PACKAGE)
+    package = finished(best, training.experiment, training.material.validation)
+    if package is not best:
         package.save(training.out / PACKAGE)
     training.state.finished = True
     _save(training)

@@ -12,9 +12,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +23,6 @@ from medae.image import Geometry, Image, Source
 from medae.settings import Settings
 from medae_service import decoder
 from medae_service.uploads import Uploaded
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +46,15 @@ class _Nifti(Settings):
     header: Annotated[str, Field(pattern="^([0-9a-f]{696}|[0-9a-f]{1080})$")]
 
 
+class _Volume(Settings):
+    format: Literal["metaimage", "nrrd"]
+    dtype: DType
+
+
 class _Dicom(Settings):
     format: Literal["dicom"]
     origins: tuple[tuple[NonNegativeInt, PositiveInt], ...]
+    frames: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
     padding: bool
 
 
@@ -63,8 +64,9 @@ class _Answer(Settings):
     dtype: DType
     affine: Annotated[tuple[float, ...], Field(min_length=16, max_length=16)]
     unit: Literal["mm", "px"]
+    volumes: PositiveInt
     frame_of_reference: Annotated[str, Field(max_length=1024)] | None
-    source: Annotated[_Raster | _Nifti | _Dicom, Field(discriminator="format")]
+    source: Annotated[_Raster | _Nifti | _Volume | _Dicom, Field(discriminator="format")]
 
     @property
     def pixel_bytes(self) -> int:
@@ -163,10 +165,12 @@ def image_of(read: Decoded, files: Sequence[Uploaded]) -> Image:
     said = read.said
     affine = np.array(said.affine).reshape(4, 4)
     geometry = Geometry(said.shape[1:], affine, said.unit, said.frame_of_reference)
-    return Image(read.pixels, geometry, _source(said.source, read.padding, files))
+    return Image(read.pixels, geometry, _source(said.source, read.padding, files), said.volumes)
 
 
-def _source(said: _Raster | _Nifti | _Dicom, padding: NDArray[np.bool_] | None, files: Sequence[Uploaded]) -> Source:
+def _source(
+    said: _Raster | _Nifti | _Volume | _Dicom, padding: NDArray[np.bool_] | None, files: Sequence[Uploaded]
+) -> Source:
     if isinstance(said, _Raster):
         from medae.io.raster import RasterSource
 
@@ -175,19 +179,16 @@ def _source(said: _Raster | _Nifti | _Dicom, padding: NDArray[np.bool_] | None, 
         from medae.io.nifti import NiftiSource
 
         return NiftiSource(header=bytes.fromhex(said.header))
-    from medae.io.dicom import DicomSource
+    if isinstance(said, _Volume):
+        from medae.io.volume import VolumeSource
 
-    if sorted(index for index, _ in said.origins) != list(range(len(files))):
+        return VolumeSource(said.format, said.dtype)
+    from medae.io.dicom_file import DicomSource, read_header
+
+    indices = {index for index, _ in said.origins}
+    if len(indices) != len(said.origins) or not indices <= set(range(len(files))):
         raise DecoderFault("a decoder made headers up")
-    datasets = tuple(_header(files[index], size) for index, size in said.origins)
-    return DicomSource("dicom", datasets, padding, said.origins)
-
-
-def _header(file: Uploaded, size: int) -> "Dataset":
-    """The header of a DICOM file, as the decoder has read it. Raises UnreadableImage or UnsupportedImage."""
-    from medae.io.dicom_file import read_dataset
-
-    if isinstance(file, Path):
-        with file.open("rb") as stream:
-            return read_dataset(BytesIO(stream.read(size)), pixels=False)
-    return read_dataset(BytesIO(file[:size]), pixels=False)
+    if any(dataset >= len(indices) for dataset, _ in said.frames):
+        raise DecoderFault("a decoder made frames up")
+    datasets = tuple(read_header(files[index], size) for index, size in said.origins)
+    return DicomSource("dicom", datasets, padding, said.origins, said.frames)
