@@ -184,6 +184,9 @@ def test_another_model_or_setting_is_noticed(ask: Ask, tmp_path: Path) -> None:
     run(ask(models=("other",), rescore=True), seen := Seen())
     assert len(seen.ids) == COUNT
     assert everything(tmp_path / "out") == everything(tmp_path / "other")
+    run(ask("overlays", models=("other",), output="overlay"), Seen())
+    run(ask(models=("other",), output="overlay", rescore=True), Seen())
+    assert everything(tmp_path / "out") == everything(tmp_path / "overlays"), "no answer of before is left"
 
 
 def test_several_models_decode_once(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

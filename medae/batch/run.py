@@ -75,7 +75,10 @@ def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> result
         with record.recording(settings.out, "batch", digests=digests | {"plan": plan.digest}) as noted:
             noted.facts |= {"shard": settings.shard, "output": settings.output, "threshold": settings.threshold}
             _work(folder, plan, models, settings, work, watch)
-            counts = results.finish(folder, plan, [model.name for model in models])
+            names = [model.name for model in models]
+            counts = results.finish(folder, plan, names)
+            if settings.rescore:
+                results.drop_superseded(folder, plan, names)
             if settings.report and (counts.left == 0 or settings.shard is None):
                 from medae.batch import report
 

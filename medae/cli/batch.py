@@ -53,6 +53,7 @@ def run(
     max_ram: Annotated[str | None, typer.Option(help="Of all processes together, such as 8G.")] = None,
     max_vram: Annotated[str | None, typer.Option(help="Of each CUDA device, such as 10G.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="The beginning of URLs that may be read.")] = None,
+    summaries: Annotated[bool, typer.Option("--summaries", help="A summary JSON for each case as well.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Compare digests of inputs that are done.")] = False,
     rescore: Annotated[bool, typer.Option("--rescore", help="Answer again what has changed.")] = False,
 ) -> None:
@@ -69,6 +70,7 @@ def run(
         "max_ram": max_ram,
         "max_vram": max_vram,
         "allow": allow or None,
+        "summaries": summaries or None,
         "verify": verify or None,
         "rescore": rescore or None,
     }
