@@ -33,7 +33,7 @@ from medae.batch import results
 from medae.batch.folder import Folder
 from medae.batch.manifest import Item, Listing
 from medae.batch.plan import write_plan
-from medae.batch.run import run
+from medae.batch.run import RESERVE, run
 from medae.batch.settings import BatchSettings
 from medae.batch.work import Outcome, decode
 from medae.data.samples import stained_tissue
@@ -255,7 +255,8 @@ def disturbed(
         if victim.pid == process.pid:
             process.wait()
             psutil.wait_procs(children, timeout=30)
-            lost.append(-(-len(list((out / ".batch" / "staging").glob("*/*"))) // max(struck, 1)))
+            left = [path for path in (out / ".batch" / "staging").glob("*/*") if path.name != RESERVE]
+            lost.append(-(-len(left) // max(struck, 1)))
             return False
     return process.wait() in (0, 3)
 

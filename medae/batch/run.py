@@ -33,6 +33,10 @@ FAN_OUT = 10_000
 """Cases above which answers are spread over 256 folders."""
 
 
+RESERVE, RESERVE_BYTES = "reserve", 1 << 17
+"""A file that is given up for the last commit: on a full disk, what is done would else have no place for its records."""
+
+
 class Engine(Protocol):
     """Answers cases, in any order."""
 
@@ -159,6 +163,7 @@ def _work(
                 else:
                     book.tick()
         finally:
+            (staging / RESERVE).unlink(missing_ok=True)
             book.commit()
 
 
@@ -190,6 +195,7 @@ def _staging(folder: Folder) -> Iterator[Path]:
     """A place for answers that are not committed."""
     staging = folder.staging / uuid.uuid4().hex
     staging.mkdir(parents=True)
+    (staging / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))
     try:
         yield staging
     finally:
