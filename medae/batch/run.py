@@ -34,7 +34,7 @@ FAN_OUT = 10_000
 
 
 RESERVE, RESERVE_BYTES = "reserve", 1 << 17
-"""A file that is given up for the last commit: on a full disk, what is done would else have no place for its records."""
+"""A file that is given up for the last commit: on a full disk, the records of what is done would else find no place."""
 
 
 class Engine(Protocol):
