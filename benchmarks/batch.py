@@ -88,11 +88,11 @@ def tiles(folder: Path, count: int, side: int = SIDE) -> Path:
 def throughput(folder: Path, scale: float) -> None:
     count = int(20_000 * scale)
     model, source = package(folder / "model", (16, 32, 64, 128)), tiles(folder / "in", count)
-    paths = sorted(source.iterdir())[:1000]
+    paths = sorted(source.iterdir())[:300]
     decoding = _rate(lambda: [decode(Item(path.stem, (path,))) for path in paths], len(paths))
     print(f"decode alone: {decoding:.0f} tiles/s")
     keep_heap()
-    forward = forward_rates(model, paths[:400])
+    forward = forward_rates(model, paths[:150])
     rows = []
     for workers in (1, 2):
         settings = BatchSettings(
@@ -104,7 +104,7 @@ def throughput(folder: Path, scale: float) -> None:
         ratio = clock.rate / forward[1]
         rows.append((workers, f"{clock.rate:.1f}", f"{count / wall:.1f}", ratio, clock.rate / (workers * forward[1])))
         print(rows[-1], flush=True)
-    again = forward_rates(model, paths[:400])
+    again = forward_rates(model, paths[:150])
     print(f"forward before and after: {forward[1]:.1f}, {again[1]:.1f} tiles/s")
     print(table(("workers", "tiles/s", "with start and table", "/ forward", "/ (workers x forward)"), rows))
     print(stages(folder / "out2"))
@@ -140,7 +140,7 @@ def forward_rates(model: Path, paths: Sequence[Path]) -> dict[int, float]:
 def _rate(call: Callable[[], Any], count: int) -> float:
     call()
     best = float("inf")
-    for _ in range(3):
+    for _ in range(2):
         start = time.perf_counter()
         call()
         best = min(best, time.perf_counter() - start)
