@@ -53,15 +53,15 @@ BAD: dict[str, tuple[Callable[[bytes, Path], bytes | None], str, str]] = {
         "60000",
     ),
     "no rows": (lambda good, path: png_with(struct.pack(">IIBBBBB", 20, 0, 8, 0, 0, 0, 0), good), "", ""),
-    "a zip": (as_file(zipped), "unsupported-image", "ZIP"),
+    "a zip": (as_file(zipped), "unsupported-image", "what came is"),
     "a GIF": (
         as_file(lambda path: Pillow.new("L", (20, 20)).save(path, "GIF")),
         "unsupported-image",
-        "GIF",
+        "what came is",
     ),
     "not finite": (as_file(not_finite), "unfit-image", "not finite"),
     "colour": (
-        as_file(lambda path: Pillow.effect_noise((20, 20), 90).convert("RGB").quantize(9).save(path, "PNG")),
+        as_file(lambda path: Pillow.new("RGB", (20, 20), (200, 30, 90)).save(path, "PNG")),
         "unfit-image",
         "grey images",
     ),
