@@ -11,6 +11,7 @@ from skimage.metrics import structural_similarity
 
 from medae import fitting
 from medae.backends.torch import network_of
+from medae.calibration import Calibration
 from medae.errors import PackageError, SettingsError, UnfitImage
 from medae.experiment import Experiment
 from medae.fitting import fit_scores
@@ -22,6 +23,7 @@ from medae.scores import ScoreConfig
 from medae.scores.baselines import whitening_of
 from medae.scores.ensemble import rank
 from medae.scores.reducers import LargestComponent, Max, Mean, Quantile, TopPercent
+from medae.scores.regions import regions
 from medae.tasks import Anomaly
 from tests.conftest import untrained_package
 
@@ -39,6 +41,7 @@ SCORES: dict[str, dict[str, Any]] = {
     "code gaussian": {"kind": "mahalanobis"},
     "texture gaussian": {"kind": "mahalanobis", "features": {"kind": "texture", "cell": 4}},
     "code neighbours": {"kind": "neighbours", "bank": 40},
+    "perceptual": {"kind": "perceptual"},
     "texture neighbours": {"kind": "neighbours", "features": {"kind": "texture", "cell": 8}, "bank": 40},
 }
 OWN = {
@@ -104,7 +107,7 @@ def test_several_scores_share_one_pass_and_each_has_its_own_number() -> None:
             if "head" not in key:  # its training depends on what was drawn before
                 assert together[key] == pytest.approx(value, rel=1e-4), key
     # reconstruction, log variance and KL once each, and a channel for each map that the back end makes
-    assert package.card.channels_out == 3 + 6
+    assert package.card.channels_out == 3 + 7
 
 
 def test_ssim_is_that_of_scikit_image() -> None:
@@ -171,6 +174,19 @@ def test_a_place_is_as_far_as_its_nearest_neighbours() -> None:
     assert new.scores["neighbours_code_mean"] > 10 * known.scores["neighbours_code_mean"]
 
 
+def test_a_restoration_takes_away_what_the_network_does_not_make() -> None:
+    package = fitted({"kind": "restoration", "steps": 8}, network=VAE)
+    clean, spot = smooth(3, 32, 32), smooth(3, 32, 32).pixels.copy()
+    spot[0, 0, 10:16, 10:16] = 1 - spot[0, 0, 10:16, 10:16].round()
+    one, again = (Predictor(package)(clean.with_pixels(spot)) for _ in range(2))
+    np.testing.assert_array_equal(one.image.pixels, again.image.pixels)
+    assert one.image.pixels.min() >= 0 and one.scores["restoration_mean"] > 0
+    with torch.no_grad():
+        network = network_of(package).eval()
+        weights = {name: values.clone() for name, values in network.state_dict().items()}
+    assert all(torch.equal(weights[name], values) for name, values in network.state_dict().items())
+
+
 def test_a_variance_head_learns_where_residuals_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a network that makes nothing of it, half of each image is noise: the head learns from the code alone."""
 
@@ -229,6 +245,30 @@ def test_reducers() -> None:
     largest = map_[0][parts == 1 + sizes.argmax()].sum() / inside.sum()
     assert LargestComponent(level=0.6)(map_, inside) == pytest.approx(largest)
     assert LargestComponent(level=2)(map_) == 0
+
+
+def test_regions_are_the_connected_parts_above_a_level_largest_first() -> None:
+    map_ = np.zeros((2, 12, 12), np.float32)
+    map_[0, 1:4, 1:3] = 2
+    map_[1, 1:4, 1:3] = 2
+    map_[0, 8, 8], map_[0, 9, 9] = 5, 3  # corners do not touch
+    found = regions(map_, 1)
+    assert [region.voxels for region in found] == [12, 1, 1]
+    assert found[0].centre == pytest.approx((0.5, 2, 1.5)) and found[0].peak == 2
+    assert regions(map_, 6) == []
+
+
+def test_a_calibrated_model_says_how_large_the_anomaly_is(tilted_volume: Image) -> None:
+    package = fitted(SCORES["l2"], network=VAE)
+    assert "regions" not in Predictor(package)(smooth(1)).scores
+    reference = np.linspace(0, 1, 500).tolist()
+    level = float(np.quantile(Predictor(package)(smooth(1)).image.pixels, 0.9))
+    calibration = Calibration.from_scores({"l2_mean": reference}, package_digest=package.digest, map_maximum=level)
+    scores = Predictor(package.calibrated(calibration))(smooth(1)).scores
+    assert scores["regions"] >= 1 and 1 <= scores["largest_region_voxels"] <= 0.1 * 45 * 38
+    map_ = tilted_volume.with_pixels(np.ones(tilted_volume.pixels.shape, np.float32))
+    sized = Anomaly().regions(map_, 0.5)
+    assert sized["largest_region_mm3"] == pytest.approx(7 * 9 * 11 * 2.5 * 0.8 * 1.1)
 
 
 def test_only_the_foreground_counts_and_specks_go() -> None:

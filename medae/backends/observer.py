@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medae.errors import PackageError
+from medae.features import feature_distance
 from medae.networks import Gaussian, Latent, Output, run
 from medae.networks.base import crop, pad
 from medae.networks.blocks import ConvNormReLU, convolution
@@ -25,6 +26,8 @@ from medae.scores import (
     Mahalanobis,
     MapScore,
     Neighbours,
+    PerceptualMap,
+    Restoration,
     Texture,
     VarianceHead,
     parts_of,
@@ -59,21 +62,25 @@ def observed(network: nn.Module, card: Card, weights: Mapping[str, NDArray[Any]]
     needed = card.task.evidence(card.channels_in)
     if list(needed) == ["reconstruction"]:
         return network
-    stride: int = getattr(network, "stride", 1)
     observers = {score.key: score for score in card.task.mapped}
-    parts = {name: _part(name, observers, weights, card.receptive_field.dims, stride) for name in needed}
+    parts = {name: _part(name, observers, weights, card.receptive_field.dims, network) for name in needed}
     return Observer(network, parts)
 
 
 def _part(
-    name: str, scores: Mapping[str, MapScore], weights: Mapping[str, NDArray[Any]], dims: int, stride: int
+    name: str, scores: Mapping[str, MapScore], weights: Mapping[str, NDArray[Any]], dims: int, network: nn.Module
 ) -> nn.Module:
+    stride: int = getattr(network, "stride", 1)
     if name in SHARED:
         return SHARED[name](stride)
     score, fitted = scores[name], parts_of(weights, name)
     try:
         if isinstance(score, SSIM):
             return SSIMMap(score)
+        if isinstance(score, PerceptualMap):
+            return FeatureDifference()
+        if isinstance(score, Restoration):
+            return Restored(network, score)
         if isinstance(score, VarianceHead):
             return Head.of(fitted, dims, stride)
         if isinstance(score, Mahalanobis):
@@ -159,6 +166,50 @@ class SSIMMap(nn.Module):
         padded = functional.pad(values, (reach, reach, reach, reach), mode="replicate")
         along_rows = functional.conv2d(padded, window.view(1, 1, -1, 1))
         return functional.conv2d(along_rows, window.view(1, 1, 1, -1))
+
+
+class FeatureDifference(nn.Module):
+    """Squared differences of fixed features, the mean over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distance = feature_distance()
+
+    def forward(self, x: Tensor, said: Output) -> Tensor:
+        return self.distance.map(x, said.prediction)
+
+
+class Restored(nn.Module):
+    """How far each voxel moves until the network reproduces the image."""
+
+    def __init__(self, network: nn.Module, score: Restoration) -> None:
+        super().__init__()
+        self.network, self.score = [network], score  # in a list: it is no part of this module
+
+    def forward(self, x: Tensor, said: Output) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            original = x.float().clone()
+            change = torch.zeros_like(original, requires_grad=True)
+            optimizer = torch.optim.Adam([change], lr=self.score.rate)
+            for _ in range(self.score.steps):
+                loss = self._energy(original, change)
+                (change.grad,) = torch.autograd.grad(loss, [change])
+                optimizer.step()
+        return change.detach().abs().mean(1, keepdim=True)
+
+    def _energy(self, original: Tensor, change: Tensor) -> Tensor:
+        """The sum over voxels, so that a step does not depend on how large the image is."""
+        moved = original + change
+        said = run(self.network[0], moved)
+        energy = (moved - said.prediction).square().sum()
+        energy = energy + self.score.variation * sum(
+            change.diff(dim=axis).abs().sum() for axis in range(2, change.ndim)
+        )
+        if isinstance(said.latent, Gaussian):
+            mean, log_variance = said.latent.mean, said.latent.log_variance
+            nats = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+            energy = energy + self.score.divergence * nats.sum()
+        return energy
 
 
 class Head(nn.Module):

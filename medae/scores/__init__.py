@@ -8,11 +8,24 @@ from medae.scores.base import PREFIX, Evidence, Found, MapScore, ObservedScore, 
 from medae.scores.ensemble import RankAverage
 from medae.scores.features import CodeFeatures, Mahalanobis, Neighbours, Texture
 from medae.scores.likelihood import ELBO, KL, NLL, Variance, VarianceHead
+from medae.scores.observed import PerceptualMap, Restoration
 from medae.scores.residual import SSIM, Residual
 from medae.scores.statistics import Statistics
 
 ScoreConfig = Annotated[
-    Residual | SSIM | NLL | KL | ELBO | Variance | VarianceHead | Mahalanobis | Neighbours | Statistics | RankAverage,
+    Residual
+    | SSIM
+    | PerceptualMap
+    | NLL
+    | KL
+    | ELBO
+    | Variance
+    | VarianceHead
+    | Mahalanobis
+    | Neighbours
+    | Restoration
+    | Statistics
+    | RankAverage,
     Field(discriminator="kind"),
 ]
 
@@ -29,8 +42,10 @@ __all__ = [
     "MapScore",
     "Neighbours",
     "ObservedScore",
+    "PerceptualMap",
     "RankAverage",
     "Residual",
+    "Restoration",
     "Score",
     "ScoreConfig",
     "Statistics",
