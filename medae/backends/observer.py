@@ -147,25 +147,22 @@ class SSIMMap(nn.Module):
 
     def forward(self, x: Tensor, said: Output) -> Tensor:
         one, other = planes(x), planes(said.prediction)
-        # all moments in one pass: the window is most of the work
-        moments = torch.stack([one, other, one * one, other * other, one * other]).flatten(0, 2)[:, None]
-        means = self._smooth(moments).view(5, *one.shape)
-        mean, mean_other, square, square_other, product = means
-        variance, variance_other = square - mean**2, square_other - mean_other**2
-        covariance = product - mean * mean_other
+        # all moments in one pass, and both squares as one: the window is most of the work
+        moments = torch.cat([one, other, one * one + other * other, one * other], dim=1)
+        mean, mean_other, squares, product = self._smooth(moments).chunk(4, dim=1)
+        means, both = mean * mean_other, mean * mean + mean_other * mean_other
         c1, c2 = 0.01**2, 0.03**2
-        similarity = ((2 * mean * mean_other + c1) * (2 * covariance + c2)) / (
-            (mean**2 + mean_other**2 + c1) * (variance + variance_other + c2)
-        )
+        similarity = ((2 * means + c1) * (2 * (product - means) + c2)) / ((both + c1) * (squares - both + c2))
         return unplaned(1 - similarity.mean(1, keepdim=True), x)
 
     def _smooth(self, values: Tensor) -> Tensor:
-        """(N, 1, rows, columns); edges are continued."""
+        """(B, C, rows, columns), channel by channel; edges are continued."""
         window: Tensor = self.window  # type: ignore[assignment]
-        reach = len(window) // 2
+        reach, channels = len(window) // 2, values.shape[1]
         padded = functional.pad(values, (reach, reach, reach, reach), mode="replicate")
-        along_rows = functional.conv2d(padded, window.view(1, 1, -1, 1))
-        return functional.conv2d(along_rows, window.view(1, 1, 1, -1))
+        kernel = window.expand(channels, 1, -1)
+        along_rows = functional.conv2d(padded, kernel[..., None], groups=channels)
+        return functional.conv2d(along_rows, kernel[:, :, None], groups=channels)
 
 
 class FeatureDifference(nn.Module):

@@ -55,10 +55,16 @@ class Statistics(Score):
         """The statistics, channel by channel."""
         values = pixels_CSRW.astype(np.float32)
         if self.optical_density:
-            values = -np.log(np.maximum(values, 0) * (1 - DARKEST) + DARKEST)
+            values = np.maximum(values, 0)
+            values *= np.float32(1 - DARKEST)
+            values += np.float32(DARKEST)
+            np.negative(np.log(values, out=values), out=values)
         rows = []
         if self.intensity:
-            rows = [values.mean((1, 2, 3)), np.log(values.std((1, 2, 3)) + 1e-4)]
+            count = values[0].size
+            mean = values.sum(-1).sum((1, 2), dtype=np.float64) / count
+            variance = np.maximum(_squares(values) / count - mean**2, 0)
+            rows = [mean, np.log(np.sqrt(variance) + 1e-4)]
         for scale in range(self.scales):
             rows += [0.5 * np.log(energy + 1e-8) for energy in _energies(values)]
             if scale + 1 < self.scales:
@@ -68,18 +74,20 @@ class Statistics(Score):
 
 def _energies(values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean squares of the four neighbours' Laplacian and of the differences of neighbours, channel by channel."""
-    down = np.diff(values, axis=2, append=values[:, :, -1:])
-    right = np.diff(values, axis=3, append=values[..., -1:])
-    laplacian = down + right
-    laplacian[:, :, 1:] -= down[:, :, :-1]
-    laplacian[..., 1:] -= right[..., :-1]
-    gradient = _mean_square(down) + _mean_square(right)
-    return _mean_square(laplacian), gradient
+    down, right = values[:, :, 1:] - values[:, :, :-1], values[..., 1:] - values[..., :-1]
+    laplacian = np.zeros_like(values)  # edges are continued: no difference across them
+    laplacian[:, :, :-1] = down
+    laplacian[:, :, 1:] -= down
+    laplacian[..., :-1] += right
+    laplacian[..., 1:] -= right
+    count = values[0].size
+    return _squares(laplacian) / count, (_squares(down) + _squares(right)) / count
 
 
-def _mean_square(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    flat = values.reshape(len(values), -1)
-    squares: NDArray[np.float64] = np.einsum("cv,cv->c", flat, flat, dtype=np.float64) / flat.shape[1]
+def _squares(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Their sum, channel by channel; of rows first, so that float32 is exact enough."""
+    rows = values.reshape(len(values), -1, values.shape[-1])
+    squares: NDArray[np.float64] = np.einsum("crw,crw->cr", rows, rows).sum(1, dtype=np.float64)
     return squares
 
 
