@@ -1,7 +1,8 @@
 """Predictor: Image -> Prediction. The one inference path of evaluation, training, command line, service and batch."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,17 @@ class Predictor:
         probabilities: bool = False,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Answer for one image.
+        """Answer for one image; of several volumes for each, the answers stacked as they were.
+
+        The score of several volumes is their mean; of an anomaly model that of the most anomalous one.
 
         threshold: segmentation: a probability; anomaly: a target false-positive rate. probabilities: segmentation only.
         Raises UnfitImage for an image the model cannot take, UsageError for a threshold it does not know.
         """
         card = self.package.card
         check_call(self.package, threshold=threshold, probabilities=probabilities)
+        if image.volumes > 1:
+            return self._by_volume(image, threshold, probabilities, progress)
         prepared = prepare(card, image)
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
         decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
@@ -98,6 +103,29 @@ class Predictor:
         plan = plan_tiles(pixels_CSRW.shape[1:], field, self._tile_voxels)
         decided, _ = self._run(pixels_CSRW, plan, None, False, None)
         return task.values(decided, pixels_CSRW, self.package.weights)
+
+    def _by_volume(
+        self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
+    ) -> Prediction:
+        def progress_of(number: int) -> Progress | None:
+            if progress is None:
+                return None
+            return lambda done, total: progress(number * total + done, image.volumes * total)
+
+        parts = [
+            self(image.volume(n), threshold=threshold, probabilities=probabilities, progress=progress_of(n))
+            for n in range(image.volumes)
+        ]
+        combine = max if self.package.card.task.kind == "anomaly" else fmean
+        scores = {name: float(combine(part.scores[name] for part in parts)) for name in parts[0].scores}
+        soft = [part.probabilities for part in parts if part.probabilities is not None]
+        return replace(
+            parts[0],
+            image=_stacked([part.image for part in parts]),
+            scores=scores,
+            probabilities=_stacked(soft) if soft else None,
+            **self._placed(scores, threshold),
+        )
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -165,6 +193,11 @@ class Predictor:
         p_value = references.p_value(score)
         decision = None if threshold is None else "anomalous" if p_value <= threshold else "normal"
         return {"percentile": references.percentile(score), "p_value": p_value, "decision": decision}
+
+
+def _stacked(volumes: list[Image]) -> Image:
+    pixels = np.concatenate([volume.pixels for volume in volumes])
+    return replace(volumes[0], pixels=pixels, volumes=len(volumes))
 
 
 def check_call(package: ModelPackage, *, threshold: float | None, probabilities: bool = False) -> None:

@@ -40,7 +40,7 @@ LAYERS = (
     ("experiment", "package"),
     ("backends",),
     ("predictor",),
-    ("answers", "report"),
+    ("answers", "memory", "report"),
     ("evaluation", "export", "fitting", "latent"),
     ("training", "rescoring"),
     ("batch", "medae_service", "client"),
