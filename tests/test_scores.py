@@ -15,7 +15,7 @@ from medae.calibration import Calibration
 from medae.errors import PackageError, SettingsError, UnfitImage
 from medae.experiment import Experiment
 from medae.fitting import fit_scores
-from medae.image import Image
+from medae.image import Geometry, Image
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
 from medae.preparation import Preparation
@@ -25,7 +25,8 @@ from medae.scores.ensemble import rank
 from medae.scores.reducers import LargestComponent, Max, Mean, Quantile, TopPercent
 from medae.scores.regions import regions
 from medae.tasks import Anomaly
-from tests.conftest import untrained_package
+from medae.tiles import plan_tiles
+from tests.conftest import tilted_affine, untrained_package
 
 VAE: dict[str, Any] = {"kind": "vae", "features": [4, 6], "latent_channels": 3}
 GAUSSIAN = VAE | {"decoder": "gaussian"}
@@ -84,6 +85,23 @@ def test_a_score_in_tiles_is_that_of_the_whole_image(name: str, channels: int) -
     assert tiled.scores[key] == pytest.approx(whole.scores[key], rel=1e-3)
     assert whole.image.pixels.shape == (1, 1, 150, 131)
     assert whole.scores[key] == pytest.approx(float(whole.image.pixels.mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ssim", "kl", "head", "code gaussian", "texture neighbours", "perceptual"])
+def test_volumes_are_scored_in_tiles_too(name: str) -> None:
+    task = Anomaly.model_validate({"kind": "anomaly", "scores": [SCORES[name]]})
+    package = untrained_package(task, {"kind": "vae", "dims": 3, "features": [4], "latent_channels": 2})  # type: ignore
+
+    def volume(seed: int, slices: int = 8, side: int = 24) -> Image:
+        pixels = np.random.default_rng(seed).random((1, slices, side, side + 2), np.float32)
+        return Image(pixels, Geometry(pixels.shape[1:], tilted_affine()))
+
+    package = fit_scores(package, [volume(seed) for seed in range(3)])
+    image = volume(99, 30, 120)
+    whole, tiled = Predictor(package)(image), Predictor(package, tile_voxels=24 * 88 * 88)(image)
+    assert len(plan_tiles(image.geometry.shape, package.card.receptive_field, 24 * 88 * 88).tiles) > 1
+    np.testing.assert_allclose(tiled.image.pixels, whole.image.pixels, atol=1e-4 * np.abs(whole.image.pixels).max())
+    np.testing.assert_array_equal(whole.image.geometry.affine, image.geometry.affine)
 
 
 @pytest.mark.parametrize("name", OWN)
