@@ -21,7 +21,7 @@ from medae.image import Image
 from medae.networks import NetworkConfig, NetworkSettings, run
 from medae.package import ModelPackage
 from medae.predictor import Predictor, prepare
-from medae.scores import PREFIX, Mahalanobis, MapScore, Neighbours, RankAverage, Statistics, VarianceHead
+from medae.scores import PREFIX, Mahalanobis, MapScore, Neighbours, RankAverage, StatisticScore, VarianceHead
 from medae.scores.baselines import whitening_of
 from medae.tasks import Anomaly
 from medae.tiles import plan_tiles, read_tile
@@ -66,7 +66,7 @@ def fit_scores(package: ModelPackage, images: Iterable[Image], *, device: str = 
             if mapped.fits:
                 parts |= _named(mapped.key, _fit_map(mapped, network, package, pixels, np.random.default_rng(seed)))
     for score in task.scores:
-        if isinstance(score, Statistics):
+        if isinstance(score, StatisticScore):
             parts |= _named(score.key, score.fit(pixels))
     return _with_ranks(_sealed(package, parts, pixels), pixels, device)
 

@@ -19,7 +19,7 @@ from medae.image import Geometry, Image
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
 from medae.preparation import Preparation
-from medae.scores import ScoreConfig
+from medae.scores import Profile, ScoreConfig
 from medae.scores.baselines import whitening_of
 from medae.scores.ensemble import rank
 from medae.scores.reducers import LargestComponent, Max, Mean, Quantile, TopPercent
@@ -235,6 +235,20 @@ def test_statistics_and_ensembles_see_what_is_unlike_in_either_direction(channel
     rough = score(Image.from_picture(np.random.default_rng(0).random((45, 38) + (channels,) * (channels > 1)))).scores
     for key in ("statistics", "rank_average"):
         assert min(flat[key], rough[key]) > max(row[key] for row in normal)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_profile_knows_what_is_in_the_middle_whichever_way_it_lies(channels: int) -> None:
+    score = Profile(of="haematoxylin", smooth=0.5)
+    image = smooth(3, 27, 27, channels).pixels
+    profile = score.of_image(image)
+    assert profile.shape == (5,)
+    for turned in (np.rot90(image, axes=(2, 3)), image[:, :, ::-1], image[..., ::-1]):
+        np.testing.assert_allclose(score.of_image(turned), profile, atol=1e-9)
+    np.testing.assert_allclose(Profile().of_image(0.5 * image + 0.1), Profile().of_image(image), atol=0.02)
+    spot = np.full((1, 1, 27, 27), 0.2, np.float32)
+    spot[..., 9:18, 9:18] = 0.9
+    assert np.all(np.diff(Profile().of_image(spot)) < 1e-9)
 
 
 def test_ranks_go_on_rising_beyond_the_references() -> None:

@@ -10,7 +10,7 @@ from medae.scores.features import CodeFeatures, Mahalanobis, Neighbours, Texture
 from medae.scores.likelihood import ELBO, KL, NLL, Variance, VarianceHead
 from medae.scores.observed import PerceptualMap, Restoration
 from medae.scores.residual import SSIM, Residual
-from medae.scores.statistics import Statistics
+from medae.scores.statistics import Profile, Statistics, StatisticScore
 
 ScoreConfig = Annotated[
     Residual
@@ -25,6 +25,7 @@ ScoreConfig = Annotated[
     | Neighbours
     | Restoration
     | Statistics
+    | Profile
     | RankAverage,
     Field(discriminator="kind"),
 ]
@@ -43,11 +44,13 @@ __all__ = [
     "Neighbours",
     "ObservedScore",
     "PerceptualMap",
+    "Profile",
     "RankAverage",
     "Residual",
     "Restoration",
     "Score",
     "ScoreConfig",
+    "StatisticScore",
     "Statistics",
     "Texture",
     "Variance",
