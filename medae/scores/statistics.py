@@ -133,8 +133,7 @@ def _energies(values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _squares(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Their sum, channel by channel; of rows first, so that float32 is exact enough."""
-    rows = values.reshape(len(values), -1, values.shape[-1])
-    squares: NDArray[np.float64] = np.einsum("crw,crw->cr", rows, rows).sum(1, dtype=np.float64)
+    squares: NDArray[np.float64] = np.einsum("csrw,csrw->csr", values, values).sum((1, 2), dtype=np.float64)
     return squares
 
 
