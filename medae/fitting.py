@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from medae.backends.observer import Head, features_of
-from medae.backends.torch import network_of
+from medae.backends.torch import choose_device, network_of
 from medae.errors import InputError, SettingsError, UsageError
 from medae.image import Image
 from medae.networks import NetworkConfig, NetworkSettings, run
@@ -59,7 +59,7 @@ def fit_scores(package: ModelPackage, images: Iterable[Image], *, device: str = 
     package = _of_any_size(package)
     pixels = _prepared(package, images)
     parts: Parts = {}
-    network = network_of(package).to(torch.device(device)).eval()
+    network = network_of(package).to(choose_device(device)).eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for mapped in task.mapped:
