@@ -104,6 +104,25 @@ def test_volumes_are_scored_in_tiles_too(name: str) -> None:
     np.testing.assert_array_equal(whole.image.geometry.affine, image.geometry.affine)
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"kind": "vae", "features": [4, 6], "latent_channels": 5, "size": [32, 24]},
+        {"kind": "dense_autoencoder", "size": [32, 24], "widths": [12, 5]},
+    ],
+    ids=["flat", "dense"],
+)
+def test_a_flat_code_stands_for_the_whole_image(network: dict[str, Any]) -> None:
+    scores = [SCORES["code gaussian"], SCORES["code neighbours"], SCORES["head"]]
+    scores += [SCORES["kl"]] if network["kind"] == "vae" else []
+    task = Anomaly.model_validate({"kind": "anomaly", "scores": scores})
+    package = untrained_package(task, network)  # type: ignore[arg-type]
+    package = fit_scores(package, [smooth(seed, 32, 24) for seed in range(8)])
+    found = Predictor(package)(smooth(99, 32, 24))
+    assert found.image.pixels.shape == (1, 1, 32, 24) and np.ptp(found.image.pixels) < 1e-5
+    assert np.isfinite(list(found.scores.values())).all()
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_places_of_their_own_need_images_of_one_size(name: str) -> None:
     package = fitted(OWN[name], network=VAE)

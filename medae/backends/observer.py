@@ -7,6 +7,7 @@ names.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -124,8 +125,8 @@ class KLMap(Shared):
         latent = said.latent
         assert isinstance(latent, Gaussian), "the experiment has checked that the code is a distribution"
         nats = 0.5 * (latent.mean.square() + latent.log_variance.exp() - 1 - latent.log_variance)
-        dims = x.ndim - 2
-        return enlarged(nats.sum(1, keepdim=True) / self.stride**dims, [self.stride] * dims, x)
+        factors = code_factors(x, nats, self.stride)
+        return enlarged(nats.sum(1, keepdim=True) / prod(factors), factors, x)
 
 
 SHARED: Mapping[str, type[Shared]] = {
@@ -249,15 +250,16 @@ class Head(nn.Module):
         """What it looks at, (B, channels, *spatial / factor): never the image itself."""
         assert said.latent is not None, "the experiment has checked that the network goes through a code"
         pooled, code = self.blocks(said.prediction), said.latent.point().z
-        return torch.cat([pooled, enlarged(code, [self.stride // self.factor] * (code.ndim - 2), pooled)], dim=1)
+        factors = [-(-full // small) for full, small in zip(pooled.shape[2:], code.shape[2:], strict=True)]
+        return torch.cat([pooled, enlarged(code, factors, pooled)], dim=1)
 
 
 class Features(nn.Module, ABC):
     """The image and its code -> (B, features, *places)."""
 
     @abstractmethod
-    def factors(self, dims: int) -> list[int]:
-        """How many voxels along each axis a place stands for."""
+    def factors(self, x: Tensor, found: Tensor) -> list[int]:
+        """How many voxels of the image along each axis a place of its features stands for."""
 
     @abstractmethod
     def forward(self, x: Tensor, latent: Latent | None) -> Tensor: ...
@@ -277,8 +279,8 @@ class CodeFeatures(Features):
         super().__init__()
         self.stride = stride
 
-    def factors(self, dims: int) -> list[int]:
-        return [self.stride] * dims
+    def factors(self, x: Tensor, found: Tensor) -> list[int]:
+        return code_factors(x, found, self.stride)
 
     def forward(self, x: Tensor, latent: Latent | None) -> Tensor:
         assert latent is not None, "the experiment has checked that the network goes through a code"
@@ -292,8 +294,8 @@ class TextureFeatures(Features):
         super().__init__()
         self.settings = settings
 
-    def factors(self, dims: int) -> list[int]:
-        return [1] * (dims - 2) + [self.settings.cell] * 2
+    def factors(self, x: Tensor, found: Tensor) -> list[int]:
+        return [1] * (x.ndim - 4) + [self.settings.cell] * 2
 
     def forward(self, x: Tensor, latent: Latent | None) -> Tensor:
         values = planes(x)
@@ -335,8 +337,8 @@ class FeatureMap(nn.Module):
         self.distance, self.features = distance, features
 
     def forward(self, x: Tensor, said: Output) -> Tensor:
-        distance = self.distance(self.features(x, said.latent).float())
-        return enlarged(distance, self.features.factors(x.ndim - 2), x)
+        found = self.features(x, said.latent).float()
+        return enlarged(self.distance(found), self.features.factors(x, found), x)
 
 
 class MahalanobisDistance(nn.Module):
@@ -397,6 +399,11 @@ def unplaned(values: Tensor, like: Tensor) -> Tensor:
     if like.ndim == 4:
         return values
     return values.view(like.shape[0], like.shape[2], *values.shape[1:]).transpose(1, 2)
+
+
+def code_factors(x: Tensor, code: Tensor, stride: int) -> list[int]:
+    """How many voxels of the image a place of the code stands for: the stride or, of a flat code, all of them."""
+    return [-(-full // stride) * stride // small for full, small in zip(x.shape[2:], code.shape[2:], strict=True)]
 
 
 def enlarged(values: Tensor, factors: Sequence[int], like: Tensor) -> Tensor:
