@@ -7,6 +7,7 @@ names.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medae.errors import PackageError
+from medae.features import feature_distance
 from medae.networks import Gaussian, Latent, Output, run
 from medae.networks.base import crop, pad
 from medae.networks.blocks import ConvNormReLU, convolution
@@ -25,6 +27,8 @@ from medae.scores import (
     Mahalanobis,
     MapScore,
     Neighbours,
+    PerceptualMap,
+    Restoration,
     Texture,
     VarianceHead,
     parts_of,
@@ -59,21 +63,25 @@ def observed(network: nn.Module, card: Card, weights: Mapping[str, NDArray[Any]]
     needed = card.task.evidence(card.channels_in)
     if list(needed) == ["reconstruction"]:
         return network
-    stride: int = getattr(network, "stride", 1)
     observers = {score.key: score for score in card.task.mapped}
-    parts = {name: _part(name, observers, weights, card.receptive_field.dims, stride) for name in needed}
+    parts = {name: _part(name, observers, weights, card.receptive_field.dims, network) for name in needed}
     return Observer(network, parts)
 
 
 def _part(
-    name: str, scores: Mapping[str, MapScore], weights: Mapping[str, NDArray[Any]], dims: int, stride: int
+    name: str, scores: Mapping[str, MapScore], weights: Mapping[str, NDArray[Any]], dims: int, network: nn.Module
 ) -> nn.Module:
+    stride: int = getattr(network, "stride", 1)
     if name in SHARED:
         return SHARED[name](stride)
     score, fitted = scores[name], parts_of(weights, name)
     try:
         if isinstance(score, SSIM):
             return SSIMMap(score)
+        if isinstance(score, PerceptualMap):
+            return FeatureDifference()
+        if isinstance(score, Restoration):
+            return Restored(network, score)
         if isinstance(score, VarianceHead):
             return Head.of(fitted, dims, stride)
         if isinstance(score, Mahalanobis):
@@ -117,8 +125,8 @@ class KLMap(Shared):
         latent = said.latent
         assert isinstance(latent, Gaussian), "the experiment has checked that the code is a distribution"
         nats = 0.5 * (latent.mean.square() + latent.log_variance.exp() - 1 - latent.log_variance)
-        dims = x.ndim - 2
-        return enlarged(nats.sum(1, keepdim=True) / self.stride**dims, [self.stride] * dims, x)
+        factors = code_factors(x, nats, self.stride)
+        return enlarged(nats.sum(1, keepdim=True) / prod(factors), factors, x)
 
 
 SHARED: Mapping[str, type[Shared]] = {
@@ -140,25 +148,66 @@ class SSIMMap(nn.Module):
 
     def forward(self, x: Tensor, said: Output) -> Tensor:
         one, other = planes(x), planes(said.prediction)
-        # all moments in one pass: the window is most of the work
-        moments = torch.stack([one, other, one * one, other * other, one * other]).flatten(0, 2)[:, None]
-        means = self._smooth(moments).view(5, *one.shape)
-        mean, mean_other, square, square_other, product = means
-        variance, variance_other = square - mean**2, square_other - mean_other**2
-        covariance = product - mean * mean_other
+        # all moments in one pass, and both squares as one: the window is most of the work
+        moments = torch.cat([one, other, one * one + other * other, one * other], dim=1)
+        mean, mean_other, squares, product = self._smooth(moments).chunk(4, dim=1)
+        means, both = mean * mean_other, mean * mean + mean_other * mean_other
         c1, c2 = 0.01**2, 0.03**2
-        similarity = ((2 * mean * mean_other + c1) * (2 * covariance + c2)) / (
-            (mean**2 + mean_other**2 + c1) * (variance + variance_other + c2)
-        )
+        similarity = ((2 * means + c1) * (2 * (product - means) + c2)) / ((both + c1) * (squares - both + c2))
         return unplaned(1 - similarity.mean(1, keepdim=True), x)
 
     def _smooth(self, values: Tensor) -> Tensor:
-        """(N, 1, rows, columns); edges are continued."""
+        """(B, C, rows, columns), channel by channel; edges are continued."""
         window: Tensor = self.window  # type: ignore[assignment]
-        reach = len(window) // 2
+        reach, channels = len(window) // 2, values.shape[1]
         padded = functional.pad(values, (reach, reach, reach, reach), mode="replicate")
-        along_rows = functional.conv2d(padded, window.view(1, 1, -1, 1))
-        return functional.conv2d(along_rows, window.view(1, 1, 1, -1))
+        kernel = window.expand(channels, 1, -1)
+        along_rows = functional.conv2d(padded, kernel[..., None], groups=channels)
+        return functional.conv2d(along_rows, kernel[:, :, None], groups=channels)
+
+
+class FeatureDifference(nn.Module):
+    """Squared differences of fixed features, the mean over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distance = feature_distance()
+
+    def forward(self, x: Tensor, said: Output) -> Tensor:
+        return self.distance.map(x, said.prediction)
+
+
+class Restored(nn.Module):
+    """How far each voxel moves until the network reproduces the image."""
+
+    def __init__(self, network: nn.Module, score: Restoration) -> None:
+        super().__init__()
+        self.network, self.score = [network], score  # in a list: it is no part of this module
+
+    def forward(self, x: Tensor, said: Output) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            original = x.float().clone()
+            change = torch.zeros_like(original, requires_grad=True)
+            optimizer = torch.optim.Adam([change], lr=self.score.rate)
+            for _ in range(self.score.steps):
+                loss = self._energy(original, change)
+                (change.grad,) = torch.autograd.grad(loss, [change])
+                optimizer.step()
+        return change.detach().abs().mean(1, keepdim=True)
+
+    def _energy(self, original: Tensor, change: Tensor) -> Tensor:
+        """The sum over voxels, so that a step does not depend on how large the image is."""
+        moved = original + change
+        said = run(self.network[0], moved)
+        energy = (moved - said.prediction).square().sum()
+        energy = energy + self.score.variation * sum(
+            change.diff(dim=axis).abs().sum() for axis in range(2, change.ndim)
+        )
+        if isinstance(said.latent, Gaussian):
+            mean, log_variance = said.latent.mean, said.latent.log_variance
+            nats = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+            energy = energy + self.score.divergence * nats.sum()
+        return energy
 
 
 class Head(nn.Module):
@@ -201,15 +250,16 @@ class Head(nn.Module):
         """What it looks at, (B, channels, *spatial / factor): never the image itself."""
         assert said.latent is not None, "the experiment has checked that the network goes through a code"
         pooled, code = self.blocks(said.prediction), said.latent.point().z
-        return torch.cat([pooled, enlarged(code, [self.stride // self.factor] * (code.ndim - 2), pooled)], dim=1)
+        factors = [-(-full // small) for full, small in zip(pooled.shape[2:], code.shape[2:], strict=True)]
+        return torch.cat([pooled, enlarged(code, factors, pooled)], dim=1)
 
 
 class Features(nn.Module, ABC):
     """The image and its code -> (B, features, *places)."""
 
     @abstractmethod
-    def factors(self, dims: int) -> list[int]:
-        """How many voxels along each axis a place stands for."""
+    def factors(self, x: Tensor, found: Tensor) -> list[int]:
+        """How many voxels of the image along each axis a place of its features stands for."""
 
     @abstractmethod
     def forward(self, x: Tensor, latent: Latent | None) -> Tensor: ...
@@ -229,8 +279,8 @@ class CodeFeatures(Features):
         super().__init__()
         self.stride = stride
 
-    def factors(self, dims: int) -> list[int]:
-        return [self.stride] * dims
+    def factors(self, x: Tensor, found: Tensor) -> list[int]:
+        return code_factors(x, found, self.stride)
 
     def forward(self, x: Tensor, latent: Latent | None) -> Tensor:
         assert latent is not None, "the experiment has checked that the network goes through a code"
@@ -244,8 +294,8 @@ class TextureFeatures(Features):
         super().__init__()
         self.settings = settings
 
-    def factors(self, dims: int) -> list[int]:
-        return [1] * (dims - 2) + [self.settings.cell] * 2
+    def factors(self, x: Tensor, found: Tensor) -> list[int]:
+        return [1] * (x.ndim - 4) + [self.settings.cell] * 2
 
     def forward(self, x: Tensor, latent: Latent | None) -> Tensor:
         values = planes(x)
@@ -287,8 +337,8 @@ class FeatureMap(nn.Module):
         self.distance, self.features = distance, features
 
     def forward(self, x: Tensor, said: Output) -> Tensor:
-        distance = self.distance(self.features(x, said.latent).float())
-        return enlarged(distance, self.features.factors(x.ndim - 2), x)
+        found = self.features(x, said.latent).float()
+        return enlarged(self.distance(found), self.features.factors(x, found), x)
 
 
 class MahalanobisDistance(nn.Module):
@@ -349,6 +399,11 @@ def unplaned(values: Tensor, like: Tensor) -> Tensor:
     if like.ndim == 4:
         return values
     return values.view(like.shape[0], like.shape[2], *values.shape[1:]).transpose(1, 2)
+
+
+def code_factors(x: Tensor, code: Tensor, stride: int) -> list[int]:
+    """How many voxels of the image a place of the code stands for: the stride or, of a flat code, all of them."""
+    return [-(-full // stride) * stride // small for full, small in zip(x.shape[2:], code.shape[2:], strict=True)]
 
 
 def enlarged(values: Tensor, factors: Sequence[int], like: Tensor) -> Tensor:
