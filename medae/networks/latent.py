@@ -45,6 +45,8 @@ class Codes:
 
     indices: Tensor
     vectors: Tensor
+    encoded: Tensor | None = None
+    """What was rounded to the vectors, of a book that learns: the commitment objective holds it close to them."""
 
     def draw(self) -> Code:
         """The vectors: a quantised code leaves nothing to chance."""
