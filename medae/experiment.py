@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from medae.data import AugmentSettings, DataConfig
-from medae.networks import NetworkConfig
+from medae.networks import AutoencoderSettings, NetworkConfig
 from medae.objectives import ObjectiveConfig
 from medae.preparation import Preparation
 from medae.settings import Settings
@@ -114,6 +114,20 @@ class Experiment(Settings):
             )
         if self.network.kind == "dncnn" and self.task.kind == "segmentation":
             raise ValueError("dncnn subtracts noise from an image, it cannot give labels: take unet or segnet")
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_fits_the_values(self) -> Self:
+        decoder = self.network.decoder if isinstance(self.network, AutoencoderSettings) else "point"
+        if decoder != "point" and self.task.kind == "segmentation":
+            raise ValueError(
+                f"a {decoder} decoder says how image values are distributed; labels need network.decoder point"
+            )
+        if decoder in ("bernoulli", "categorical") and self.preparation.intensity.kind == "zscore":
+            raise ValueError(
+                f"a {decoder} decoder knows values in 0..1, and preparation.intensity zscore has no such range: take "
+                "full_range, window or percentile"
+            )
         return self
 
     @model_validator(mode="after")

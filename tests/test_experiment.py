@@ -73,6 +73,15 @@ REFUSED = [
     (changed(DENOISING, preparation={"channels": 3, "intensity": {"kind": "zscore"}}), "zscore has no such range"),
     (changed(SEGMENTATION, preparation={"channels": 1}, augment={"stain": {}}), "preparation.channels must be 3"),
     (changed(SEGMENTATION, augment={"flip": ["slices"]}), "a 2-D network sees no slices"),
+    (changed(SEGMENTATION, network={"kind": "segnet", "decoder": "gaussian"}), "labels need network.decoder point"),
+    (
+        changed(
+            ANOMALY,
+            network={"kind": "vae", "decoder": "bernoulli"},
+            preparation={"channels": 3, "intensity": {"kind": "zscore"}},
+        ),
+        "bernoulli decoder knows values in 0..1, and preparation.intensity zscore has no such range",
+    ),
     (changed(SEGMENTATION, name="My Model"), "pattern"),
     (changed(SEGMENTATION, training={"step": 3}), "Extra inputs are not permitted"),
     (changed(SEGMENTATION, training={"ema": 1.0}), "less than 1"),

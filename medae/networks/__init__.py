@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from medae.networks.base import Autoencoder, NetworkSettings, Output, run
+from medae.networks.base import Autoencoder, AutoencoderSettings, Emission, NetworkSettings, Output, run
 from medae.networks.conv_autoencoder import ConvAutoencoderSettings
 from medae.networks.dncnn import DnCNNSettings
 from medae.networks.latent import Code, Codes, Gaussian, Latent
@@ -19,10 +19,12 @@ NetworkConfig = Annotated[
 
 __all__ = [
     "Autoencoder",
+    "AutoencoderSettings",
     "Code",
     "Codes",
     "ConvAutoencoderSettings",
     "DnCNNSettings",
+    "Emission",
     "Gaussian",
     "Latent",
     "NetworkConfig",

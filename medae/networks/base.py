@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
+import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import pad as pad_ends
 
@@ -17,6 +19,11 @@ from medae.settings import Settings
 from medae.tiles import ReceptiveField
 
 Norm = Literal["batch", "instance", "group", "none"]
+Decoder = Literal["point", "gaussian", "bernoulli", "categorical"]
+
+LOG_VARIANCE = (-12.0, 6.0)
+"""Of a voxel, in the prepared range: standard deviations of .0025, half a level of 8 bits, to 20. A voxel that is
+always right would otherwise drive its density, and the loss, beyond all bounds."""
 
 
 class NetworkSettings(Settings, ABC):
@@ -54,16 +61,65 @@ class Output(NamedTuple):
     """What a network says in training."""
 
     prediction: Tensor
+    """(B, C, *spatial): labels' logits, or values; of a decoder that says a distribution, its mean."""
     latent: Latent | None
     """None for a network that does not autoencode."""
+    log_variance: Tensor | None = None
+    """(B, C, *spatial), natural logarithm, of a `gaussian` decoder."""
+    logits: Tensor | None = None
+    """Of a `bernoulli` decoder (B, C, *spatial), of a `categorical` one (B, C, levels, *spatial)."""
+
+
+class Emission(NamedTuple):
+    """What a decoder says of each voxel: a value, or a distribution of values in 0..1."""
+
+    decoder: Decoder = "point"
+    levels: int = 256
+
+    def numbers(self, channels: int) -> int:
+        """How many channels the last layer needs to say it of so many."""
+        return channels * {"point": 1, "gaussian": 2, "bernoulli": 1, "categorical": self.levels}[self.decoder]
+
+    def output(self, raw: Tensor, latent: Latent | None = None) -> Output:
+        """What the last layer gave, (B, numbers, *spatial), in words."""
+        if self.decoder == "gaussian":
+            mean, log_variance = raw.chunk(2, dim=1)
+            return Output(mean, latent, log_variance=log_variance.clamp(*LOG_VARIANCE))
+        if self.decoder == "bernoulli":
+            return Output(raw.sigmoid(), latent, logits=raw)
+        if self.decoder == "categorical":
+            logits = raw.unflatten(1, (-1, self.levels))
+            values = torch.linspace(0, 1, self.levels, device=raw.device).view(-1, *[1] * (raw.ndim - 2))
+            # not a matrix product, which half precision would round to fewer levels than there are
+            return Output((logits.softmax(2) * values).sum(2), latent, logits=logits)
+        return Output(raw, latent)
+
+
+class AutoencoderSettings(NetworkSettings, ABC):
+    """An architecture that goes through a latent code."""
+
+    autoencodes: ClassVar[bool] = True
+
+    decoder: Decoder = "point"
+    """What the decoder says of each voxel: a value (`point`), or a distribution with that mean: `gaussian` (its
+    variance is learned voxel by voxel), `bernoulli`, `categorical` (over `levels` grey values in 0..1)."""
+    levels: int = Field(default=256, ge=2, le=256)
+    """Grey values that a `categorical` decoder knows."""
+
+    @property
+    def emission(self) -> Emission:
+        return Emission(self.decoder, self.levels)
 
 
 class Autoencoder(nn.Module, ABC):
-    """Through a latent code and back; subclasses say how, at sizes that are multiples of the stride."""
+    """Through a latent code and back; subclasses say how, at sizes that are multiples of the stride.
 
-    def __init__(self, stride: int) -> None:
+    The last layer of a subclass gives `emission.numbers(channels_out)` channels.
+    """
+
+    def __init__(self, stride: int, emission: Emission) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.emission = stride, emission
 
     @abstractmethod
     def _encode(self, x: Tensor) -> Latent: ...
@@ -77,14 +133,20 @@ class Autoencoder(nn.Module, ABC):
 
     def decode(self, latent: Latent) -> Tensor:
         """(B, C', *spatial) at the stride times the size of the code; of a distribution, its point."""
+        return self.emit(latent).prediction
+
+    def emit(self, latent: Latent) -> Output:
+        """All that the decoder says of a latent's point, at the size of `decode`."""
         code = latent.point()
-        return self._decode(code.z, code.context)
+        return self.emission.output(self._decode(code.z, code.context), latent)
 
     def autoencode(self, x: Tensor) -> Output:
         """Decodes a draw in training, the point at evaluation; cut to the size of x."""
         latent = self.encode(x)
-        code = latent.draw() if self.training else latent.point()
-        return Output(crop(self.decode(code), x), latent)
+        said = self.emit(latent.draw() if self.training else latent.point())
+        prediction, _, *more = said
+        cut = [None if values is None else crop(values, x) for values in more]
+        return Output(crop(prediction, x), latent, *cut)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.autoencode(x).prediction
@@ -114,5 +176,4 @@ def pad(x: Tensor, multiple: int, least: int = 1) -> Tensor:
 
 def crop(y: Tensor, like: Tensor) -> Tensor:
     """The near part of y at the spatial size of `like`."""
-    near = [slice(size) for size in like.shape[2:]]
-    return y[(slice(None), slice(None), *near)]
+    return y[(..., *(slice(size) for size in like.shape[2:]))]

@@ -1,6 +1,7 @@
 """The layers that several networks are made of, in 2-D and 3-D."""
 
 from math import gcd
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,17 @@ from medae.networks.base import Norm
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 LARGEST_GROUPS = 8
+Activation = Literal["linear", "sigmoid", "relu"]
 
 
 def convolution(dims: int, channels_in: int, channels_out: int, kernel: int = 3) -> nn.Conv2d | nn.Conv3d:
     """Same size; zeros outside the image."""
     return CONVOLUTIONS[dims](channels_in, channels_out, kernel, padding=kernel // 2)
+
+
+def activation(kind: Activation) -> list[nn.Module]:
+    """None for `linear`."""
+    return {"linear": [], "sigmoid": [nn.Sigmoid()], "relu": [nn.ReLU()]}[kind]
 
 
 def groups_for(*widths: int) -> int:

@@ -1,14 +1,13 @@
 """A convolutional autoencoder: convolutions and max-pooling to a narrow code, and back without skips."""
 
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from medae.networks.base import Autoencoder, NetworkSettings, Norm
-from medae.networks.blocks import ConvNormReLU, convolution
+from medae.networks.base import Autoencoder, AutoencoderSettings, Norm
+from medae.networks.blocks import Activation, ConvNormReLU, activation, convolution
 from medae.networks.latent import Code
 from medae.networks.reach import CONVOLUTION, DOUBLED, HALVED, Window
 
@@ -20,27 +19,19 @@ Enlarging = Literal["upsample", "transposed"]
 class ConvAutoencoder(Autoencoder):
     """(B, channels_in, *spatial) -> (B, channels_out, *spatial) through (B, bottleneck, *spatial / stride)."""
 
-    def __init__(
-        self,
-        dims: int,
-        channels_in: int,
-        channels_out: int,
-        features: Sequence[int],
-        convolutions: int,
-        bottleneck: int,
-        enlarge: Enlarging,
-        norm: Norm,
-    ) -> None:
-        super().__init__(stride=2 ** len(features))
+    def __init__(self, settings: "ConvAutoencoderSettings", channels_in: int, channels_out: int) -> None:
+        features, count, dims, norm = settings.features, settings.convolutions, settings.dims, settings.norm
+        super().__init__(2 ** len(features), settings.emission)
         encoder: list[nn.Module] = []
-        decoder: list[nn.Module] = [ConvNormReLU(dims, bottleneck, features[-1], norm)]
+        decoder: list[nn.Module] = [ConvNormReLU(dims, settings.bottleneck, features[-1], norm)]
         for narrow, wide in zip([channels_in, *features], features, strict=False):
-            encoder += [*_convolve(dims, narrow, wide, convolutions, norm), POOLS[dims](2)]
+            encoder += [*_convolve(dims, narrow, wide, count, norm), POOLS[dims](2)]
         for wide, narrow in zip(features[::-1], [*features[-2::-1], features[0]], strict=True):
-            decoder += [*_enlarge(dims, wide, enlarge), *_convolve(dims, wide, narrow, convolutions, norm)]
-        # the code itself is linear: neither norm nor activation narrows it further
-        self.encoder = nn.Sequential(*encoder, convolution(dims, features[-1], bottleneck))
-        self.decoder = nn.Sequential(*decoder, convolution(dims, features[0], channels_out))
+            decoder += [*_enlarge(dims, wide, settings.enlarge), *_convolve(dims, wide, narrow, count, norm)]
+        # no norm: it would undo what a penalty asks of the code's activations
+        code = [convolution(dims, features[-1], settings.bottleneck), *activation(settings.code)]
+        self.encoder = nn.Sequential(*encoder, *code)
+        self.decoder = nn.Sequential(*decoder, convolution(dims, features[0], self.emission.numbers(channels_out)))
 
     def _encode(self, x: Tensor) -> Code:
         return Code(self.encoder(x))
@@ -62,10 +53,8 @@ def _enlarge(dims: int, channels: int, enlarge: Enlarging) -> list[nn.Module]:
     return [TRANSPOSED[dims](channels, channels, 2, stride=2)]
 
 
-class ConvAutoencoderSettings(NetworkSettings):
+class ConvAutoencoderSettings(AutoencoderSettings):
     """Convolutional autoencoder: what does not fit through its code is lost; for restoration and anomaly scores."""
-
-    autoencodes: ClassVar[bool] = True
 
     kind: Literal["conv_autoencoder"] = "conv_autoencoder"
     features: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1, max_length=6)
@@ -74,20 +63,13 @@ class ConvAutoencoderSettings(NetworkSettings):
     """Convolutions at each level, in the encoder and again in the decoder."""
     bottleneck: PositiveInt = 16
     """Channels of the code: the narrower, the less that is unusual can be reconstructed."""
+    code: Activation = "linear"
+    """On the code: sparsity by Bernoulli-KL needs `sigmoid`; `relu` lets a unit be silent."""
     enlarge: Enlarging = "upsample"
     """How the decoder doubles the size: nearest up-sampling, or a transposed convolution of 2."""
 
     def build(self, channels_in: int, channels_out: int) -> ConvAutoencoder:
-        return ConvAutoencoder(
-            self.dims,
-            channels_in,
-            channels_out,
-            self.features,
-            self.convolutions,
-            self.bottleneck,
-            self.enlarge,
-            self.norm,
-        )
+        return ConvAutoencoder(self, channels_in, channels_out)
 
     def layers(self) -> list[Window]:
         convolutions = [CONVOLUTION] * self.convolutions

@@ -8,9 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Code:
-    """One point (B, Z, *spatial): what a decoder takes."""
+    """One point (B, Z, *spatial): what a decoder takes. A flat code (of a whole image) has axes of length 1."""
 
     z: Tensor
+    """After the code's activation, which is what sparsity speaks of."""
     context: tuple[Tensor, ...] = ()
     """What the decoder needs beside the point, shallow to deep: SegNet's pooling indices."""
 

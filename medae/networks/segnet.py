@@ -6,12 +6,12 @@ Badrinarayanan 2017, https://arxiv.org/abs/1511.00561. Departures: widths and de
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from medae.networks.base import Autoencoder, NetworkSettings, Norm
+from medae.networks.base import Autoencoder, AutoencoderSettings, Norm
 from medae.networks.blocks import ConvNormReLU, convolution
 from medae.networks.latent import Code
 from medae.networks.reach import CONVOLUTION, DOUBLED, HALVED, Window
@@ -23,16 +23,9 @@ UNPOOLS = {2: nn.MaxUnpool2d, 3: nn.MaxUnpool3d}
 class SegNet(Autoencoder):
     """(B, channels_in, *spatial) -> (B, channels_out, *spatial); the code: the deepest map, and all indices."""
 
-    def __init__(
-        self,
-        dims: int,
-        channels_in: int,
-        channels_out: int,
-        features: Sequence[int],
-        convolutions: Sequence[int],
-        norm: Norm,
-    ) -> None:
-        super().__init__(stride=2 ** len(features))
+    def __init__(self, settings: "SegNetSettings", channels_in: int, channels_out: int) -> None:
+        features, convolutions, dims, norm = settings.features, settings.convolutions, settings.dims, settings.norm
+        super().__init__(2 ** len(features), settings.emission)
         before = [channels_in, *features[:-1]]
         after = [features[0], *features[:-1]]
         stages = list(zip(before, features, after, convolutions, strict=True))
@@ -40,7 +33,7 @@ class SegNet(Autoencoder):
         self.decoder = nn.ModuleList(_stage(dims, [*[wide] * count, back], norm) for _, wide, back, count in stages)
         self.pool = POOLS[dims](2, return_indices=True)
         self.unpool = UNPOOLS[dims](2)
-        self.head = convolution(dims, features[0], channels_out, kernel=1)
+        self.head = convolution(dims, features[0], self.emission.numbers(channels_out), kernel=1)
 
     def _encode(self, x: Tensor) -> Code:
         indices = []
@@ -60,10 +53,8 @@ def _stage(dims: int, widths: Sequence[int], norm: Norm) -> nn.Sequential:
     return nn.Sequential(*(ConvNormReLU(dims, *pair, norm) for pair in pairwise(widths)))
 
 
-class SegNetSettings(NetworkSettings):
+class SegNetSettings(AutoencoderSettings):
     """SegNet: sharp borders from pooling indices alone, without skips; for segmentation and restoration."""
-
-    autoencodes: ClassVar[bool] = True
 
     kind: Literal["segnet"] = "segnet"
     features: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1, max_length=6)
@@ -79,7 +70,7 @@ class SegNetSettings(NetworkSettings):
         return self
 
     def build(self, channels_in: int, channels_out: int) -> SegNet:
-        return SegNet(self.dims, channels_in, channels_out, self.features, self.convolutions, self.norm)
+        return SegNet(self, channels_in, channels_out)
 
     def layers(self) -> list[Window]:
         down = [layer for count in self.convolutions for layer in [*[CONVOLUTION] * count, HALVED]]

@@ -1,12 +1,11 @@
 """A fully convolutional variational autoencoder (Kingma 2014, https://arxiv.org/abs/1312.6114)."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from medae.networks.base import Autoencoder, NetworkSettings, Norm
+from medae.networks.base import Autoencoder, AutoencoderSettings
 from medae.networks.blocks import ConvNormReLU, convolution
 from medae.networks.latent import Gaussian
 from medae.networks.reach import CONVOLUTION, DOUBLED, STRIDED, Window
@@ -18,10 +17,9 @@ LOG_VARIANCE = (-20.0, 10.0)
 class VAE(Autoencoder):
     """(B, channels_in, *spatial) -> (B, channels_out, *spatial) through normals (B, latent, *spatial / stride)."""
 
-    def __init__(
-        self, dims: int, channels_in: int, channels_out: int, features: Sequence[int], latent: int, norm: Norm
-    ) -> None:
-        super().__init__(stride=2 ** len(features))
+    def __init__(self, settings: "VAESettings", channels_in: int, channels_out: int) -> None:
+        features, latent, dims, norm = settings.features, settings.latent_channels, settings.dims, settings.norm
+        super().__init__(2 ** len(features), settings.emission)
         encoder: list[nn.Module] = []
         decoder: list[nn.Module] = [ConvNormReLU(dims, latent, features[-1], norm)]
         for narrow, wide in zip([channels_in, *features], features, strict=False):
@@ -31,7 +29,7 @@ class VAE(Autoencoder):
         self.encoder = nn.Sequential(*encoder)
         self.mean = convolution(dims, features[-1], latent, kernel=1)
         self.log_variance = convolution(dims, features[-1], latent, kernel=1)
-        self.decoder = nn.Sequential(*decoder, convolution(dims, features[0], channels_out))
+        self.decoder = nn.Sequential(*decoder, convolution(dims, features[0], self.emission.numbers(channels_out)))
 
     def _encode(self, x: Tensor) -> Gaussian:
         seen = self.encoder(x)
@@ -42,10 +40,8 @@ class VAE(Autoencoder):
         return prediction
 
 
-class VAESettings(NetworkSettings):
+class VAESettings(AutoencoderSettings):
     """VAE: a smooth code with a known distribution; for anomaly scores and for sampling."""
-
-    autoencodes: ClassVar[bool] = True
 
     kind: Literal["vae"] = "vae"
     features: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1, max_length=6)
@@ -54,7 +50,7 @@ class VAESettings(NetworkSettings):
     """Numbers a voxel of the code holds: the narrower, the less that is unusual can be reconstructed."""
 
     def build(self, channels_in: int, channels_out: int) -> VAE:
-        return VAE(self.dims, channels_in, channels_out, self.features, self.latent_channels, self.norm)
+        return VAE(self, channels_in, channels_out)
 
     def layers(self) -> list[Window]:
         down = [STRIDED, CONVOLUTION] * len(self.features)

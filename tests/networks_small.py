@@ -1,0 +1,78 @@
+"""Small networks of every kind, for the laws that all of them keep."""
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medae.networks import (
+    ConvAutoencoderSettings,
+    DnCNNSettings,
+    NetworkConfig,
+    NetworkSettings,
+    SegNetSettings,
+    UNetSettings,
+    VAESettings,
+)
+
+KINDS: tuple[type[NetworkSettings], ...] = get_args(get_args(NetworkConfig)[0])
+SMALL: dict[str, dict[str, Any]] = {
+    "unet": {"features": (4, 8, 8), "strides": (2, 2)},
+    "segnet": {"features": (4, 6), "convolutions": (2, 1)},
+    "conv_autoencoder": {"features": (4, 6), "bottleneck": 3},
+    "dncnn": {"depth": 3, "features": 6},
+    "vae": {"features": (4, 6), "latent_channels": 3},
+}
+OTHERS: list[NetworkSettings] = [
+    UNetSettings(features=(4, 6, 8), strides=(1, 2), residual_units=1),
+    UNetSettings(features=(4, 8), strides=(2,), residual_units=0, norm="none"),
+    UNetSettings(features=(4, 6, 6, 8), strides=(2, 1, 2), residual_units=3),
+    SegNetSettings(features=(4, 6, 6), convolutions=(1, 1, 2), norm="none"),
+    ConvAutoencoderSettings(features=(4,), convolutions=3, bottleneck=5, enlarge="transposed"),
+    ConvAutoencoderSettings(features=(4, 5, 6), bottleneck=2, enlarge="transposed", norm="none"),
+    DnCNNSettings(depth=2, features=5, pixel_unshuffle=1),
+    DnCNNSettings(depth=5, features=4, pixel_unshuffle=2, norm="none"),
+    VAESettings(features=(4, 5, 6), latent_channels=2, norm="none"),
+]
+
+
+def small(kind: type[NetworkSettings], **more: Any) -> NetworkSettings:
+    return kind(**SMALL[kind.model_fields["kind"].default] | more)
+
+
+def name(settings: NetworkSettings) -> str:
+    return f"{settings.kind}-{settings.dims}d-{settings.norm}"
+
+
+def both(settings: list[NetworkSettings]) -> list[NetworkSettings]:
+    return [type(s)(**s.model_dump() | {"dims": dims}) for s in settings for dims in (2, 3)]
+
+
+EACH = both([small(kind) for kind in KINDS])
+EACH_NORM = both([small(kind, norm=norm) for kind in KINDS for norm in ("batch", "instance", "group", "none")])
+VARIED = EACH + both(OTHERS)
+AUTOENCODING = [settings for settings in VARIED if settings.autoencodes]
+each = pytest.mark.parametrize("settings", EACH, ids=name)
+kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+each_norm = pytest.mark.parametrize("settings", EACH_NORM, ids=name)
+varied = pytest.mark.parametrize("settings", VARIED, ids=name)
+
+
+def built(settings: NetworkSettings, channels: int = 2, seed: int = 0) -> nn.Module:
+    """At evaluation, with random weights and random running statistics: what training would leave."""
+    torch.manual_seed(seed)
+    network = settings.build(channels, channels).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+                assert module.running_mean is not None and module.running_var is not None
+                for values in (module.running_mean, module.bias):
+                    values.normal_(0, 0.3)
+                for values in (module.running_var, module.weight):
+                    values.uniform_(0.5, 1.5)
+    return network
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))

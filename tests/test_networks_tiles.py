@@ -1,0 +1,90 @@
+"""How far each network sees, and that tiles with that halo equal the whole image."""
+
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from medae.networks import NetworkSettings
+from tests.networks_small import KINDS, built, kinds, noise, small, varied
+
+
+def reach(network: nn.Module, settings: NetworkSettings, axis: int, value: float) -> int:
+    """How far along one axis a layer of voxels set to `value` changes the output, over all places within a stride."""
+    field = settings.receptive_field()
+    sizes = [2 * field.stride] * settings.dims
+    sizes[axis] = 2 * field.halo + 3 * field.stride
+    x = noise(1, 2, *sizes).expand(field.stride, -1, *sizes).clone()
+    changed = x.clone()
+    places = range(field.halo + field.stride, field.halo + 2 * field.stride)
+    for item, place in enumerate(places):
+        changed[item].movedim(1 + axis, 0)[place] = value
+    with torch.no_grad():
+        differs = (network(x) != network(changed)).movedim(2 + axis, 1).flatten(2).any(2)
+    changes = ((place, differs[item].nonzero().flatten().tolist()) for item, place in enumerate(places))
+    return max((abs(place - p) for place, seen in changes for p in seen), default=0)
+
+
+@varied
+def test_nothing_beyond_the_radius_is_seen_and_the_radius_is(settings: NetworkSettings) -> None:
+    network = built(settings)
+    radius = settings.receptive_field().radius
+    for axis in range(settings.dims):
+        assert reach(network, settings, axis, 30.0) <= radius
+        # a NaN passes through every weight and every maximum: what is connected at all shows
+        assert reach(network, settings, axis, float("nan")) == radius
+
+
+def tiles(sizes: tuple[int, ...], core: int, halo: int) -> Iterator[tuple[tuple[slice, ...], ...]]:
+    """Where to read in the image, what to keep of the tile, where to write."""
+    for starts in product(*(range(0, size, core) for size in sizes)):
+        ends = [min(start + core, size) for start, size in zip(starts, sizes, strict=True)]
+        low = [max(start - halo, 0) for start in starts]
+        high = [min(end + halo, size) for end, size in zip(ends, sizes, strict=True)]
+        read = tuple(slice(*pair) for pair in zip(low, high, strict=True))
+        keep = tuple(slice(s - first, e - first) for s, e, first in zip(starts, ends, low, strict=True))
+        yield read, keep, tuple(slice(*pair) for pair in zip(starts, ends, strict=True))
+
+
+def stitched(network: nn.Module, x: Tensor, core: int, halo: int) -> Tensor:
+    y = torch.full_like(x, float("nan"))
+    every = (slice(None), slice(None))
+    for read, keep, write in tiles(tuple(x.shape[2:]), core, halo):
+        y[(*every, *write)] = network(x[(*every, *read)])[(*every, *keep)]
+    return y
+
+
+def assert_tiles_equal_the_whole(settings: NetworkSettings, x: Tensor, core: int) -> None:
+    network = built(settings)
+    with torch.no_grad():
+        whole = network(x)
+        parts = stitched(network, x, core, settings.receptive_field().halo)
+    assert (whole - parts).abs().max() < 1e-5 * (whole.max() - whole.min())
+
+
+@varied
+def test_tiles_equal_the_whole_image(settings: NetworkSettings) -> None:
+    field = settings.receptive_field()
+    core = max(field.stride, 8 if settings.dims == 2 else 4)
+    long, short = 2 * field.halo + 3 * core + 1, core + 3
+    for axis in range(settings.dims):
+        sizes = [short] * settings.dims
+        sizes[axis] = long
+        assert_tiles_equal_the_whole(settings, noise(1, 2, *sizes), core)
+
+
+@kinds
+def test_defaults_are_cheap_to_tile_and_equal_the_whole_picture(kind: type[NetworkSettings]) -> None:
+    settings = kind.model_validate({})
+    halo = settings.receptive_field().halo
+    # 2048 x 2048 in four tiles: each has a core of 1024 and a halo on two of its sides
+    assert (1024 + halo) ** 2 < 2.1e6
+    assert ((1024 + halo) / 1024) ** 2 < 1.35
+    assert_tiles_equal_the_whole(settings, noise(1, 2, 150, 203), core=112)
+
+
+def test_a_norm_that_sees_the_window_cannot_be_tiled() -> None:
+    for kind in KINDS:
+        fields = {norm: small(kind, norm=norm).receptive_field() for norm in ("batch", "none", "instance", "group")}
+        assert [field.tileable for field in fields.values()] == [True, True, False, False]
