@@ -79,7 +79,7 @@ class Holder(Settings):
 def test_the_union_has_every_architecture_of_the_folder() -> None:
     files = {module.name for module in pkgutil.iter_modules(medae.networks.__path__)}
     kinds = {kind.model_fields["kind"].default for kind in KINDS}
-    assert files - {"base", "blocks", "latent", "reach"} == kinds
+    assert files - {"base", "blocks", "latent", "prior", "quantisers", "reach"} == kinds
 
 
 @varied
@@ -108,6 +108,10 @@ def test_every_field_is_explained(kind: type[NetworkSettings]) -> None:
         ({"kind": "dncnn", "depth": 1}, "greater than or equal to 2"),
         ({"kind": "dncnn", "pixel_unshuffle": 3}, "Input should be 1 or 2"),
         ({"kind": "vae", "latent_channels": 0}, "greater than 0"),
+        ({"kind": "vqvae", "norm": "batch"}, "Input should be 'none'"),
+        ({"kind": "vqvae", "quantiser": {"kind": "kmeans"}}, "'ema', 'fsq'"),
+        ({"kind": "vqvae", "quantiser": {"kind": "ema", "codes": 1}}, "greater than or equal to 2"),
+        ({"kind": "vqvae", "quantiser": {"kind": "fsq", "levels": [8, 1]}}, "greater than or equal to 2"),
         ({"kind": "vae", "norm": "layer"}, "'batch', 'instance', 'group' or 'none'"),
     ],
 )

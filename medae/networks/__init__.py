@@ -11,9 +11,10 @@ from medae.networks.latent import Code, Codes, Gaussian, Latent
 from medae.networks.segnet import SegNetSettings
 from medae.networks.unet import UNetSettings
 from medae.networks.vae import VAESettings
+from medae.networks.vqvae import VQVAESettings
 
 NetworkConfig = Annotated[
-    UNetSettings | SegNetSettings | ConvAutoencoderSettings | DnCNNSettings | VAESettings,
+    UNetSettings | SegNetSettings | ConvAutoencoderSettings | DnCNNSettings | VAESettings | VQVAESettings,
     Field(discriminator="kind"),
 ]
 
@@ -33,5 +34,6 @@ __all__ = [
     "SegNetSettings",
     "UNetSettings",
     "VAESettings",
+    "VQVAESettings",
     "run",
 ]

@@ -5,15 +5,14 @@ Encoder and decoder are MONAI's (Tudosiu 2022, https://arxiv.org/abs/2209.03177)
 entries that were never chosen by nearly nothing, which throws most of its book away in the first step.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
-from medae.networks.base import Autoencoder, AutoencoderSettings, Emission
+from medae.networks.base import Autoencoder, AutoencoderSettings
 from medae.networks.latent import Codes, Latent
-from medae.networks.quantisers import EMASettings, Quantiser, QuantiserConfig
+from medae.networks.quantisers import EMASettings, QuantiserConfig
 from medae.networks.reach import CONVOLUTION, Window
 
 DOWN, UP = (2, 4, 1, 1), (2, 4, 1, 1, 0)
@@ -25,34 +24,25 @@ DOUBLED_BY_FOUR = Window(4, stride=2, padding=1, up=True)
 class VQVAE(Autoencoder):
     """(B, channels_in, *spatial) -> (B, channels_out, *spatial) through indices (B, *spatial / stride)."""
 
-    def __init__(
-        self,
-        dims: int,
-        channels_in: int,
-        channels_out: int,
-        features: Sequence[int],
-        residual_units: int,
-        quantiser: Quantiser,
-        emission: Emission,
-    ) -> None:
+    def __init__(self, settings: "VQVAESettings", channels_in: int, channels_out: int) -> None:
         # importing MONAI takes seconds: only who builds a VQ-VAE pays them
         from monai.networks.nets.vqvae import Decoder, Encoder
 
-        super().__init__(2 ** len(features), emission)
-        blocks = {"channels": features, "num_res_layers": residual_units, "num_res_channels": features}
-        blocks |= {"dropout": 0.0, "act": "RELU"}
-        levels = len(features)
-        self.encoder: nn.Module = Encoder(
-            dims, channels_in, quantiser.channels, downsample_parameters=[DOWN] * levels, **blocks
-        )
-        self.quantiser = quantiser
-        self.decoder: nn.Module = Decoder(
-            dims,
-            quantiser.channels,
-            emission.numbers(channels_out),
-            upsample_parameters=[UP] * levels,
-            output_act=None,
-            **blocks,
+        features, levels = settings.features, len(settings.features)
+        super().__init__(2**levels, settings.emission)
+        _, vector = settings.quantiser.book
+        blocks: dict[str, Any] = {
+            "channels": features,
+            "num_res_layers": settings.residual_units,
+            "num_res_channels": features,
+            "dropout": 0.0,
+            "act": "RELU",
+        }
+        self.encoder = Encoder(settings.dims, channels_in, vector, downsample_parameters=[DOWN] * levels, **blocks)
+        self.quantiser = settings.quantiser.build()
+        numbers = self.emission.numbers(channels_out)
+        self.decoder = Decoder(
+            settings.dims, vector, numbers, upsample_parameters=[UP] * levels, output_act=None, **blocks
         )
 
     def codes(self, indices: Tensor) -> Codes:
@@ -87,15 +77,7 @@ class VQVAESettings(AutoencoderSettings):
     """The book: learned (`ema`), or levels of each channel (`fsq`)."""
 
     def build(self, channels_in: int, channels_out: int) -> VQVAE:
-        return VQVAE(
-            self.dims,
-            channels_in,
-            channels_out,
-            self.features,
-            self.residual_units,
-            self.quantiser.build(),
-            self.emission,
-        )
+        return VQVAE(self, channels_in, channels_out)
 
     def layers(self) -> list[Window]:
         units = [CONVOLUTION, CONVOLUTION] * self.residual_units

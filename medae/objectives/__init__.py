@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from medae.errors import SettingsError
 from medae.networks.base import Output
 from medae.objectives.base import ObjectiveSettings, Term
+from medae.objectives.commitment import Commitment
 from medae.objectives.divergence import KL
 from medae.objectives.fidelity import L1, MSE, SSIM
 from medae.objectives.overlap import Dice, DiceCE, Tversky
 from medae.objectives.voxels import CrossEntropy, Focal
 
 ObjectiveConfig = Annotated[
-    DiceCE | Dice | CrossEntropy | Focal | Tversky | MSE | L1 | SSIM | KL, Field(discriminator="kind")
+    DiceCE | Dice | CrossEntropy | Focal | Tversky | MSE | L1 | SSIM | KL | Commitment, Field(discriminator="kind")
 ]
 
 
@@ -49,6 +50,7 @@ __all__ = [
     "L1",
     "MSE",
     "SSIM",
+    "Commitment",
     "CrossEntropy",
     "Dice",
     "DiceCE",

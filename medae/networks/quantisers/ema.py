@@ -13,8 +13,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from medae.networks.latent import Codes
-from medae.networks.quantisers.base import Quantiser, QuantiserSettings, flat, unflat
+from medae.networks.quantisers.base import Quantiser, QuantiserSettings, flat
 
+FAR = 1e20
+"""The squared error before there is any entry."""
 ROWS = 2**14
 """Encodings that are compared with the book at once: with 256 entries, 16 MiB of distances."""
 
@@ -49,7 +51,7 @@ class EMAQuantiser(Quantiser):
     def _quantise(self, z: Tensor) -> Codes:
         rows = flat(z.detach())
         if self.training and self.steps == 0:
-            self._place(torch.ones_like(self.usage, dtype=torch.bool), rows, torch.ones_like(rows[:, 0]))
+            self._place(torch.ones_like(self.usage, dtype=torch.bool), rows, torch.full_like(rows[:, 0], FAR))
         nearest, error = self._nearest(rows)
         indices = nearest.reshape(z[:, 0].shape)
         vectors = self.vectors(indices)
@@ -80,13 +82,16 @@ class EMAQuantiser(Quantiser):
             self._place(dead, rows, error)
 
     @torch.no_grad()
-    def _place(self, which: Tensor, rows: Tensor, weights: Tensor) -> None:
-        """These entries at rows drawn with these weights, as if each had had its fair share of the batch."""
-        count, share = int(which.sum()), len(rows) / self.codes
-        weights = weights.nan_to_num(0, 0, 0) + torch.finfo(weights.dtype).tiny
-        drawn = torch.multinomial(weights, count, replacement=count > len(rows))
-        self.usage[which] = share
-        self.sums[which] = share * rows[drawn]
+    def _place(self, which: Tensor, rows: Tensor, error: Tensor) -> None:
+        """Begin these entries at rows, each drawn by the squared error that the others leave, as if it had had its
+        fair share of the batch."""
+        share = len(rows) / self.codes
+        error = error.nan_to_num(0, 0, 0)
+        for entry in which.nonzero().flatten():
+            row = rows[torch.multinomial(error + torch.finfo(error.dtype).tiny, 1)]
+            error = torch.minimum(error, (rows - row).square().sum(1).nan_to_num(0, 0, 0))
+            self.usage[entry] = share
+            self.sums[entry] = share * row[0]
 
 
 class EMASettings(QuantiserSettings):
