@@ -22,14 +22,14 @@ from medae.settings import Settings, SettingsT, validate_settings
 from medae.tasks import Segmentation, TaskConfig
 from medae.tiles import ReceptiveField
 
-FORMAT = 1
+FORMAT = 2
 ZOO = Path(__file__).parent / "zoo"
 
 
 class Card(Settings):
     """All that is needed to use the weights."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     name: str
     version: str
     task: TaskConfig

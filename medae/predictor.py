@@ -146,15 +146,10 @@ class Predictor:
         calibration = self.package.calibration
         if calibration is None or calibration.score not in scores:
             return {}
-        score = scores[calibration.score]
-        decision = None
-        if threshold is not None:
-            decision = "anomalous" if score > calibration.threshold(threshold) else "normal"
-        return {
-            "percentile": calibration.percentile(score),
-            "p_value": calibration.p_value(score),
-            "decision": decision,
-        }
+        score, references = scores[calibration.score], calibration.deciding
+        p_value = references.p_value(score)
+        decision = None if threshold is None else "anomalous" if p_value <= threshold else "normal"
+        return {"percentile": references.percentile(score), "p_value": p_value, "decision": decision}
 
 
 def check_call(package: ModelPackage, *, threshold: float | None, probabilities: bool = False) -> None:
@@ -166,7 +161,7 @@ def check_call(package: ModelPackage, *, threshold: float | None, probabilities:
     if threshold is not None and task.kind == "anomaly":
         if calibration is None:
             raise UsageError("this model has no calibration, so a false-positive rate cannot be turned into a decision")
-        calibration.threshold(threshold)
+        calibration.deciding.usual(threshold)
 
 
 def prepare(card: Card, image: Image) -> Prepared:

@@ -134,7 +134,7 @@ def test_anomaly_tiles_are_disjoint_and_only_the_test_knows_abnormal_ones():
         places[split] = {case.id.rpartition("-")[0] for case in cases}
     assert not places["train"] & places["validation"]
     assert not (places["train"] | places["validation"]) & places["test"]
-    assert min(len(names) for names in places.values()) >= 60
+    assert min(len(names) for names in places.values()) >= 100
 
 
 def test_making_a_set_again_gives_the_same():

@@ -28,7 +28,7 @@ def medae(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_package_in_bentomls_store_is_the_same_package(tmp_path: Path) -> None:
     package = scorer()
-    scores = Calibration.from_scores(np.linspace(0, 1, 50).tolist(), score="l2_mean", package_digest=package.digest)
+    scores = Calibration.from_scores({"l2_mean": np.linspace(0, 1, 500).tolist()}, package_digest=package.digest)
     package.calibrated(scores).save(tmp_path / "p")
     (tmp_path / "p" / "notes.txt").write_text("of a patient")
     first = medae(tmp_path, "export", "p", "--to", "bento", "--name", "Brain Scorer")

@@ -66,8 +66,8 @@ def edit(card: Path, **changes: object) -> None:
 
 
 def test_a_newer_format_is_named(saved: Path) -> None:
-    edit(saved / "card.json", format=2)
-    with pytest.raises(PackageError, match="format 2 is newer"):
+    edit(saved / "card.json", format=3)
+    with pytest.raises(PackageError, match="format 3 is newer"):
         load(saved)
 
 
@@ -106,7 +106,7 @@ def test_no_package_there(tmp_path: Path) -> None:
 
 def test_a_calibration_belongs_to_one_package(saved: Path) -> None:
     package = untrained_package(Anomaly(), {"kind": "vae", "features": [4, 4]})
-    own = Calibration.from_scores(np.linspace(0, 1, 20), score="l2_mean", package_digest=package.digest)
+    own = Calibration.from_scores({"l2_mean": np.linspace(0, 1, 500).tolist()}, package_digest=package.digest)
     package.calibrated(own).save(saved)
     assert load(saved).calibration == own
     other = own.model_copy(update={"package_digest": "sha256:1"})

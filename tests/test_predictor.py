@@ -125,7 +125,7 @@ def test_scores_are_placed_among_the_references() -> None:
     with pytest.raises(UsageError, match="no calibration"):
         Predictor(package)(image, threshold=0.1)
     for reference, decision in ((score * 0.5, "anomalous"), (score * 2, "normal")):
-        calibration = Calibration.from_scores([reference] * 20, score="l2_mean", package_digest=package.digest)
+        calibration = Calibration.from_scores({"l2_mean": [reference] * 500}, package_digest=package.digest)
         prediction = Predictor(package.calibrated(calibration))(image, threshold=0.1)
         assert prediction.decision == decision
         assert prediction.percentile == (100 if decision == "anomalous" else 0)
@@ -159,10 +159,10 @@ def test_answers_that_are_not_numbers_are_no_answers() -> None:
 
 def test_a_rate_that_the_references_cannot_tell_is_refused_before_any_work() -> None:
     package = untrained_package(Anomaly(), {"kind": "vae", "features": [4, 4]})
-    calibration = Calibration.from_scores([0.5] * 20, score="l2_mean", package_digest=package.digest)
-    check_call(package.calibrated(calibration), threshold=0.05)
-    with pytest.raises(UsageError, match="cannot be told from 20"):
-        check_call(package.calibrated(calibration), threshold=0.01)
+    calibration = Calibration.from_scores({"l2_mean": [0.5] * 500}, package_digest=package.digest)
+    check_call(package.calibrated(calibration), threshold=0.002)
+    with pytest.raises(UsageError, match="cannot be told from 500"):
+        check_call(package.calibrated(calibration), threshold=0.001)
 
 
 def test_work_can_be_stopped_between_two_tiles() -> None:

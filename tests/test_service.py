@@ -130,7 +130,7 @@ def test_threshold_is_the_callers(client: TestClient) -> None:
 
 def test_a_calibrated_model_decides() -> None:
     package = scorer()
-    reference = Calibration.from_scores(np.linspace(0, 1, 50).tolist(), score="l2_mean", package_digest=package.digest)
+    reference = Calibration.from_scores({"l2_mean": np.linspace(0, 1, 500).tolist()}, package_digest=package.digest)
     with client_of(package.calibrated(reference)) as client:
         facts = client.post("/v1/score?threshold=0.1&output=summary", files=PNG).json()
     assert facts["decision"] in ("normal", "anomalous")

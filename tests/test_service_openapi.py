@@ -40,7 +40,7 @@ REGISTRY = Registry().with_resource("", RESOURCE)
 
 def service() -> TestClient:
     anomaly = scorer(NAMES["score"])
-    reference = Calibration.from_scores(np.linspace(0, 1, 50).tolist(), score="l2_mean", package_digest=anomaly.digest)
+    reference = Calibration.from_scores({"l2_mean": np.linspace(0, 1, 500).tolist()}, package_digest=anomaly.digest)
     return client_of(segmenter(NAMES["segment"]), denoiser(NAMES["restore"]), anomaly.calibrated(reference))
 
 

@@ -255,9 +255,9 @@ def cases_csv(root: Path, rows: list[str]) -> Path:
 
 
 def test_an_anomaly_model_learns_and_is_calibrated_on_normal_cases_alone(tmp_path, monkeypatch):
-    root = disc_pictures(tmp_path / "data", 30)
-    splits = ["train"] * 12 + ["validation"] * 18
-    labels = (["normal"] * 9 + ["fold"] * 3) + (["normal"] * 12 + ["ink"] * 6)
+    root = disc_pictures(tmp_path / "data", 118)
+    splits = ["train"] * 12 + ["validation"] * 106
+    labels = (["normal"] * 9 + ["fold"] * 3) + (["normal"] * 100 + ["ink"] * 6)
     rows = [f"c{n},images/disc-{n}.png,{s},{label}" for n, (s, label) in enumerate(zip(splits, labels, strict=True))]
     data = anomaly(root).resolved | {"data": {"kind": "cases", "path": str(cases_csv(root, rows))}}
     seen = []
@@ -266,12 +266,12 @@ def test_an_anomaly_model_learns_and_is_calibrated_on_normal_cases_alone(tmp_pat
         Patches, "__init__", lambda self, cases, **rest: (seen.append(len(cases)), plain(self, cases, **rest))[1]
     )
     package = train(Experiment.model_validate(data), tmp_path / "out")
-    assert seen == [9] and package.card.metrics["validation"]["cases"] == 12
-    assert package.calibration is not None and len(package.calibration.reference) == 12
+    assert seen == [9] and package.card.metrics["validation"]["cases"] == 100
+    assert package.calibration is not None and len(package.calibration.deciding.values) == 100
     assert ModelPackage.load(tmp_path / "out" / "package").calibration == package.calibration
     predictor = Predictor(package)
     image = read_image(root / "images" / "disc-12.png")
-    assert predictor(image).scores["l2_mean"] in package.calibration.reference
+    assert predictor(image).scores["l2_mean"] in package.calibration.deciding.values
     assert 0 < predictor(image).p_value <= 1
 
 

@@ -23,7 +23,7 @@ from medae.data.cases import Case, Data, LoadedCase, Split, with_labels
 from medae.errors import SettingsError
 from medae.image import Geometry, Image
 
-TILE = 32
+TILE = 24
 """Pixels along a side of an anomaly tile."""
 
 ABNORMAL = ("ink", "fold", "foreign", "blur")
@@ -243,7 +243,7 @@ class Sample(Data):
     """Images embedded in medae's dependencies; training, validation and test parts are disjoint in space.
 
     nuclei: stained tissue, label 1 = nucleus. denoise-tissue, denoise-grey: clean images without target.
-    anomaly-tiles: 32-pixel tiles; only the test split holds abnormal ones, and `label` says which.
+    anomaly-tiles: 24-pixel tiles; only the test split holds abnormal ones, and `label` says which.
     """
 
     kind: Literal["sample"] = "sample"

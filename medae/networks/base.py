@@ -88,7 +88,7 @@ class Emission(NamedTuple):
         if self.decoder == "bernoulli":
             return Output(raw.sigmoid(), latent, logits=raw)
         if self.decoder == "categorical":
-            logits = raw.unflatten(1, (-1, self.levels))
+            logits = raw.reshape(raw.shape[0], -1, self.levels, *raw.shape[2:])
             values = torch.linspace(0, 1, self.levels, device=raw.device).view(-1, *[1] * (raw.ndim - 2))
             # not a matrix product, which half precision would round to fewer levels than there are
             return Output((logits.softmax(2) * values).sum(2), latent, logits=logits)
@@ -176,4 +176,6 @@ def pad(x: Tensor, multiple: int, least: int = 1) -> Tensor:
 
 def crop(y: Tensor, like: Tensor) -> Tensor:
     """The near part of y at the spatial size of `like`."""
-    return y[(..., *(slice(size) for size in like.shape[2:]))]
+    for axis, size in enumerate(reversed(like.shape[2:]), start=1):
+        y = y.narrow(-axis, 0, size)
+    return y

@@ -21,7 +21,9 @@ def convolution(dims: int, channels_in: int, channels_out: int, kernel: int = 3)
 
 def activation(kind: Activation) -> list[nn.Module]:
     """None for `linear`."""
-    return {"linear": [], "sigmoid": [nn.Sigmoid()], "relu": [nn.ReLU()]}[kind]
+    if kind == "linear":
+        return []
+    return [nn.Sigmoid() if kind == "sigmoid" else nn.ReLU()]
 
 
 def groups_for(*widths: int) -> int:

@@ -137,7 +137,7 @@ def calibrated(package: ModelPackage, experiment: Experiment, cases: Sequence[Ca
         return package
     return package.calibrated(
         Calibration.from_scores(
-            scores, score=experiment.task.score_name, package_digest=package.digest, map_maximum=highest or 1.0
+            {experiment.task.score_name: scores}, package_digest=package.digest, map_maximum=highest or 1.0
         )
     )
 
