@@ -105,7 +105,7 @@ class EMASettings(QuantiserSettings):
     decay: float = Field(default=0.99, gt=0, lt=1)
     """How slowly an entry follows what chooses it."""
     restart_below: float = Field(default=0.1, ge=0, lt=1)
-    """An entry that is chosen less often than this part of its fair share begins anew; 0: one that nothing ever chose."""
+    """An entry that is chosen less often than this part of its fair share begins anew; 0: one that nothing chose."""
 
     @property
     def book(self) -> tuple[int, int]:
