@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from medae.data import AugmentSettings, DataConfig
-from medae.networks import AutoencoderSettings, NetworkConfig
+from medae.networks import AutoencoderSettings, NetworkConfig, kinds_with
 from medae.objectives import ObjectiveConfig
 from medae.preparation import Preparation
 from medae.settings import Settings
@@ -97,12 +97,14 @@ class Experiment(Settings):
                 raise ValueError(
                     f"the objective {kind} is there {count} times; give it once, with the sum of the weights"
                 )
-        if "kl" in counts and self.network.kind != "vae":
-            raise ValueError(
-                f"the objective kl needs a network whose code is a distribution: vae, not {self.network.kind}"
-            )
-        if list(counts) == ["kl"]:
-            raise ValueError("the objective kl compares nothing with the target; add one that does, such as mse")
+        for objective in self.objectives:
+            for attribute, fitting in objective.needs.items():
+                has = getattr(self.network, attribute, None)
+                if has not in fitting:
+                    raise ValueError(_unfit(objective, self.network, attribute, fitting, has))
+        if not any(objective.compares for objective in self.objectives):
+            listed = " and ".join(counts)
+            raise ValueError(f"the objective {listed} compares nothing with the target; add one that does, such as mse")
         return self
 
     @model_validator(mode="after")
@@ -127,6 +129,11 @@ class Experiment(Settings):
             raise ValueError(
                 f"a {decoder} decoder knows values in 0..1, and preparation.intensity zscore has no such range: take "
                 "full_range, window or percentile"
+            )
+        if decoder == "gaussian" and not any("gaussian" in each.needs.get("decoder", ()) for each in self.objectives):
+            raise ValueError(
+                "network.decoder gaussian says a variance that no objective judges; add the objective gaussian with "
+                "variance: learned, or take decoder: point"
             )
         return self
 
@@ -170,6 +177,16 @@ class Experiment(Settings):
             needed = "a label image" if self.task.kind == "segmentation" else "a clean image, or task.corruption"
             raise ValueError(f"{self.task.kind} learns from pairs, so each case needs {needed}: give data.targets")
         return self
+
+
+def _unfit(
+    objective: ObjectiveConfig, network: NetworkConfig, attribute: str, fitting: frozenset[str], has: Any
+) -> str:
+    wanted, there = " or ".join(sorted(fitting)), f"{network.kind} has {has or 'none'}"
+    if attribute != "latent":
+        return f"the objective {objective.kind} needs network.{attribute} {wanted}; {there}"
+    kinds = ", ".join(kinds_with(fitting))
+    return f"the objective {objective.kind} needs a network whose latent is {wanted}: {kinds}; {there}"
 
 
 def _has_targets(data: DataConfig) -> bool | None:

@@ -49,6 +49,8 @@ class Card(Settings):
     intended_use: str = ""
     limits: str = ""
     """What the model must not be used for, and where it fails."""
+    objectives: tuple[str, ...] = ()
+    """What training made small, in words, the weight first."""
     experiment: dict[str, Any] = Field(default_factory=dict)
     """The resolved experiment that made it: the package can be trained again from itself."""
     weights_sha256: str = ""
@@ -230,6 +232,7 @@ def _readme(card: Card, digest: str) -> str:
         **({"labels": _labels_in_words(card.task)} if isinstance(card.task, Segmentation) else {}),
         "takes": _input_in_words(card),
         "network": f"{card.network.get('kind', '?')}, {card.receptive_field.dims}-D",
+        **({"trained for": "; ".join(card.objectives)} if card.objectives else {}),
         "training data": card.training_data or "not stated",
         "licence of the data": card.licence or "not stated",
         "intended use": card.intended_use or "not stated",

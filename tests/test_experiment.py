@@ -58,8 +58,35 @@ REFUSED = [
     (changed(SEGMENTATION, objectives=[{"kind": "dice"}, {"kind": "dice"}]), "dice is there 2 times"),
     (changed(SEGMENTATION, objectives=[]), "at least 1 item"),
     (changed(ANOMALY, network={"kind": "unet"}, objectives=[{"kind": "mse"}]), "unet does not go through a code: take"),
-    (changed(ANOMALY, network={"kind": "conv_autoencoder"}), "whose code is a distribution: vae, not conv_auto"),
+    (changed(ANOMALY, network={"kind": "conv_autoencoder"}), "latent is gaussian: vae; conv_autoencoder has c"),
     (changed(ANOMALY, objectives=[{"kind": "kl"}]), "kl compares nothing with the target"),
+    (
+        changed(ANOMALY, objectives=[{"kind": "mse"}, {"kind": "sparse_kl"}]),
+        "latent is code: .*conv.*; vae has gaussian",
+    ),
+    (
+        changed(ANOMALY, network={"kind": "conv_autoencoder"}, objectives=[{"kind": "mse"}, {"kind": "sparse_kl"}]),
+        "sparse_kl needs network.code sigmoid; conv_autoencoder has linear",
+    ),
+    (changed(DENOISING, objectives=[{"kind": "mse"}, {"kind": "sparse_l1"}]), "code or gaussian: .*; dncnn has none"),
+    (
+        changed(ANOMALY, network={"kind": "conv_autoencoder"}, objectives=[{"kind": "sparse_l1"}]),
+        "sparse_l1 compares nothing",
+    ),
+    (
+        changed(ANOMALY, objectives=[{"kind": "categorical"}]),
+        "categorical needs network.decoder categorical; vae has p",
+    ),
+    (changed(ANOMALY, objectives=[{"kind": "bernoulli"}]), "bernoulli needs network.decoder bernoulli; vae has point"),
+    (
+        changed(ANOMALY, objectives=[{"kind": "gaussian", "variance": "learned"}]),
+        "gaussian needs network.decoder gaussian; vae has point",
+    ),
+    (
+        changed(ANOMALY, network={"kind": "vae", "decoder": "gaussian"}),
+        "a variance that no objective judges; add the objec",
+    ),
+    (changed(DENOISING, objectives=[{"kind": "bernoulli"}]), "network.decoder bernoulli; dncnn has none"),
     (changed(SEGMENTATION, network={"kind": "dncnn"}), "dncnn subtracts noise from an image, it cannot give labels"),
     (
         changed(SEGMENTATION, network={"kind": "unet", "dims": 3}),
@@ -103,6 +130,18 @@ def test_parts_that_do_not_fit_are_refused_with_the_reason(data, reason):
         changed(ANOMALY, data=FOLDER),
         changed(SEGMENTATION, data={"kind": "cases", "path": "cases.csv"}),
         changed(SEGMENTATION, network={"kind": "unet", "dims": 3}, training={"patch": [8, 16, 16]}),
+        changed(DENOISING, objectives=[{"kind": "gaussian"}, {"kind": "perceptual"}]),
+        changed(ANOMALY, objectives=[{"kind": "gaussian"}, {"kind": "kl", "beta": 1}, {"kind": "sparse_l1"}]),
+        changed(
+            ANOMALY,
+            network={"kind": "vae", "decoder": "gaussian"},
+            objectives=[{"kind": "gaussian", "variance": "learned"}, {"kind": "kl", "beta": 1}],
+        ),
+        changed(
+            ANOMALY,
+            network={"kind": "conv_autoencoder", "code": "sigmoid", "decoder": "categorical"},
+            objectives=[{"kind": "categorical"}, {"kind": "sparse_kl", "rho": 0.1}, {"kind": "perceptual"}],
+        ),
     ],
 )
 def test_parts_that_fit_are_taken(data):

@@ -15,17 +15,27 @@ from medae.objectives import (
     L1,
     MSE,
     SSIM,
+    BernoulliLikelihood,
+    CategoricalLikelihood,
     CrossEntropy,
     Dice,
     DiceCE,
     Focal,
+    GaussianLikelihood,
     Loss,
     ObjectiveConfig,
+    Perceptual,
+    SparseKL,
+    SparseL1,
+    SparseL2,
     Tversky,
 )
 
 REGIONS = [DiceCE(), Dice(), CrossEntropy(), Focal(), Tversky()]
 FIDELITY = [MSE(), L1(), SSIM()]
+LIKELIHOODS = [GaussianLikelihood(), BernoulliLikelihood(), CategoricalLikelihood()]
+OF_THE_CODE = [KL(), SparseKL(), SparseL1(), SparseL2()]
+RECONSTRUCTIONS = [*FIDELITY, Perceptual(), *LIKELIHOODS, *OF_THE_CODE]
 SHAPES = [(2, 17, 13), (2, 5, 12, 11)]
 
 
@@ -161,6 +171,34 @@ def test_warm_up_is_linear_and_the_report_is_not_weighted():
     assert at_once == pytest.approx(0.5 * kl)
 
 
+def test_cycles_start_again_and_end_at_beta():
+    kl = KL(beta=2, warm_up=0.5, cycles=4)
+    at = [0, 0.0625, 0.125, 0.2, 0.25, 0.375, 0.76, 0.9, 1]
+    assert [kl.factor(progress) for progress in at] == pytest.approx([0, 1, 2, 2, 0, 2, 0.16, 2, 2])
+    assert {KL(beta=2, warm_up=0).factor(progress) for progress in at} == {2}
+
+
+@pytest.mark.parametrize("places", [(), (1, 1), (3, 5), (2, 3, 2)])
+def test_free_bits_are_a_floor_that_has_no_slope(places):
+    """Of three dimensions, two hold less than is free: they cost the floor, and only the third is pressed."""
+    mean = torch.zeros(4, 3, *places)
+    mean[:, 1] = 0.1
+    mean[:, 2] = torch.tensor([1.0, -1.0, 2.0, -2.0]).view(-1, *[1] * len(places))
+    mean.requires_grad_()
+    latent, x = Gaussian(mean, torch.zeros(4, 3, *places)), torch.rand(4, 1, 8, 8)
+    total, terms = Loss([KL(free_bits=0.2, beta=1)])(Output(x, latent), x, 1.0)
+    count = int(np.prod(places))
+    assert terms["kl"].item() == pytest.approx((0.2 + 0.2 + 1.25) * count / 64, rel=1e-5)
+    total.backward()
+    assert mean.grad[:, :2].abs().max() == 0
+    assert mean.grad[:, 2].abs().min() > 0
+    assert value(KL(free_bits=0.2, beta=1), x, x, latent) > value(KL(beta=1), x, x, latent)
+
+
+def test_the_card_says_what_was_made_small():
+    assert [one.described for one in (MSE(weight=2), KL(beta=0.5, weight=3))] == ["2 x mse", "1.5 x kl"]
+
+
 @pytest.mark.parametrize("latent", [None, Code(torch.zeros(2, 5))], ids=["none", "code"])
 def test_kl_needs_a_distribution(latent):
     x = torch.rand(2, 1, 8, 8)
@@ -198,11 +236,11 @@ def test_half_precision_predictions_are_judged_in_full():
 def test_each_objective_says_which_tasks_it_fits():
     for objective in REGIONS:
         assert objective.applies_to == {"segmentation"}
-    for objective in [*FIDELITY, KL()]:
+    for objective in RECONSTRUCTIONS:
         assert objective.applies_to == {"restoration", "anomaly"}
 
 
-@pytest.mark.parametrize("objective", [*REGIONS, *FIDELITY, KL()], ids=lambda o: o.kind)
+@pytest.mark.parametrize("objective", [*REGIONS, *RECONSTRUCTIONS], ids=lambda o: o.kind)
 def test_the_union_is_chosen_by_kind(objective):
     assert TypeAdapter(ObjectiveConfig).validate_python(objective.model_dump(mode="json")) == objective
 
@@ -213,6 +251,10 @@ def test_the_union_is_chosen_by_kind(objective):
         {"kind": "dice_ce", "dice": 0, "cross_entropy": 0},
         {"kind": "mse", "weight": 0},
         {"kind": "kl", "warm_up": 2},
+        {"kind": "kl", "cycles": 0},
+        {"kind": "kl", "free_bits": -1},
+        {"kind": "gaussian", "variance": 0},
+        {"kind": "gaussian", "variance": "guessed"},
         {"kind": "hinge"},
         {"kind": "l1", "beta": 1},
     ],

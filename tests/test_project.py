@@ -31,6 +31,7 @@ LAYERS = (
     ("resample",),
     ("io",),
     ("preparation", "tiles", "pictures"),
+    ("features",),
     ("scores", "metrics", "calibration", "record"),
     ("data",),
     ("tasks",),

@@ -1,6 +1,6 @@
 """The architectures, one a file. Their closed union is the `network:` of a configuration."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -18,6 +18,13 @@ NetworkConfig = Annotated[
     Field(discriminator="kind"),
 ]
 
+
+def kinds_with(latents: frozenset[str]) -> list[str]:
+    """The kinds of network that go through one of these latents, in alphabetical order."""
+    union, _ = get_args(NetworkConfig)
+    return sorted(each.model_fields["kind"].default for each in get_args(union) if each.latent in latents)
+
+
 __all__ = [
     "Autoencoder",
     "AutoencoderSettings",
@@ -34,6 +41,10 @@ __all__ = [
     "SegNetSettings",
     "UNetSettings",
     "VAESettings",
+<<<<<<< HEAD
     "VQVAESettings",
+=======
+    "kinds_with",
+>>>>>>> main
     "run",
 ]

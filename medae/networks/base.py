@@ -31,6 +31,8 @@ class NetworkSettings(Settings, ABC):
 
     autoencodes: ClassVar[bool] = False
     """Whether it goes through a latent code, so that `build` gives an `Autoencoder`."""
+    latent: ClassVar[Literal["code", "gaussian", "codes"] | None] = None
+    """What that code is: one point, a normal distribution, entries of a code book."""
 
     kind: str
     dims: Literal[2, 3] = 2
@@ -99,6 +101,7 @@ class AutoencoderSettings(NetworkSettings, ABC):
     """An architecture that goes through a latent code."""
 
     autoencodes: ClassVar[bool] = True
+    latent: ClassVar[Literal["code", "gaussian", "codes"] | None] = "code"
 
     decoder: Decoder = "point"
     """What the decoder says of each voxel: a value (`point`), or a distribution with that mean: `gaussian` (its

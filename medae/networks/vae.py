@@ -1,6 +1,6 @@
 """A fully convolutional variational autoencoder (Kingma 2014, https://arxiv.org/abs/1312.6114)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class VAE(Autoencoder):
 
 class VAESettings(AutoencoderSettings):
     """VAE: a smooth code with a known distribution; for anomaly scores and for sampling."""
+
+    latent: ClassVar[Literal["code", "gaussian", "codes"] | None] = "gaussian"
 
     kind: Literal["vae"] = "vae"
     features: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1, max_length=6)

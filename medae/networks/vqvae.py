@@ -5,7 +5,7 @@ Encoder and decoder are MONAI's (Tudosiu 2022, https://arxiv.org/abs/2209.03177)
 entries that were never chosen by nearly nothing, which throws most of its book away in the first step.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -66,6 +66,8 @@ class VQVAE(Autoencoder):
 class VQVAESettings(AutoencoderSettings):
     """VQ-VAE: a code that can be counted, and that a prior can learn; for restoration, anomaly scores and sampling."""
 
+    latent: ClassVar[Literal["code", "gaussian", "codes"] | None] = "codes"
+
     kind: Literal["vqvae"] = "vqvae"
     norm: Literal["none"] = "none"
     """MONAI's encoder and decoder have none."""
@@ -75,6 +77,11 @@ class VQVAESettings(AutoencoderSettings):
     """Pairs of convolutions with a short-cut at each level, in the encoder and again in the decoder."""
     quantiser: QuantiserConfig = EMASettings()
     """The book: learned (`ema`), or levels of each channel (`fsq`)."""
+
+    @property
+    def book(self) -> Literal["learned", "fixed"]:
+        """Whether the entries follow what chooses them, so that encodings must be held close to them."""
+        return "learned" if self.quantiser.kind == "ema" else "fixed"
 
     def build(self, channels_in: int, channels_out: int) -> VQVAE:
         return VQVAE(self, channels_in, channels_out)

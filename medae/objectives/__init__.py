@@ -13,11 +13,31 @@ from medae.objectives.base import ObjectiveSettings, Term
 from medae.objectives.commitment import Commitment
 from medae.objectives.divergence import KL
 from medae.objectives.fidelity import L1, MSE, SSIM
+from medae.objectives.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, LikelihoodTerm
 from medae.objectives.overlap import Dice, DiceCE, Tversky
+from medae.objectives.perceptual import Perceptual
+from medae.objectives.sparsity import SparseKL, SparseL1, SparseL2
 from medae.objectives.voxels import CrossEntropy, Focal
 
 ObjectiveConfig = Annotated[
-    DiceCE | Dice | CrossEntropy | Focal | Tversky | MSE | L1 | SSIM | KL | Commitment, Field(discriminator="kind")
+    DiceCE
+    | Dice
+    | CrossEntropy
+    | Focal
+    | Tversky
+    | MSE
+    | L1
+    | SSIM
+    | Perceptual
+    | GaussianLikelihood
+    | BernoulliLikelihood
+    | CategoricalLikelihood
+    | KL
+    | Commitment
+    | SparseKL
+    | SparseL1
+    | SparseL2,
+    Field(discriminator="kind"),
 ]
 
 
@@ -50,14 +70,22 @@ __all__ = [
     "L1",
     "MSE",
     "SSIM",
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
     "Commitment",
     "CrossEntropy",
     "Dice",
     "DiceCE",
     "Focal",
+    "GaussianLikelihood",
+    "LikelihoodTerm",
     "Loss",
     "ObjectiveConfig",
     "ObjectiveSettings",
+    "Perceptual",
+    "SparseKL",
+    "SparseL1",
+    "SparseL2",
     "Term",
     "Tversky",
 ]

@@ -1,6 +1,7 @@
 """What all objectives share: their settings, and the term of the loss that they build."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import PositiveFloat
@@ -23,14 +24,27 @@ class ObjectiveSettings(Settings, ABC):
 
     applies_to: ClassVar[frozenset[str]]
     """Kinds of task whose target it understands."""
+    compares: ClassVar[bool] = True
+    """Whether it compares the prediction with the target; without any that does, nothing is learnt."""
 
     kind: str
     weight: PositiveFloat = 1.0
     """Factor in the total; the term itself is reported without it."""
 
+    @property
+    def needs(self) -> Mapping[str, frozenset[str]]:
+        """What the network must have: its attributes (`latent`, or a setting such as `decoder`) -> the values that
+        fit."""
+        return {}
+
+    @property
+    def described(self) -> str:
+        """In words, for the model card."""
+        return f"{self.weight:g} x {self.kind}"
+
     @abstractmethod
     def build(self) -> Term:
-        """A fresh term."""
+        """A fresh term. Raises SettingsError where it needs a file that does not hold."""
 
     def factor(self, progress: float) -> float:
         """The weight at this part, 0..1, of the training."""

@@ -1,5 +1,6 @@
 """How far encodings are from the entries that stand for them: keeps an encoder from running away from its book."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat
@@ -17,10 +18,15 @@ class Commitment(ObjectiveSettings):
     follow by their moving averages."""
 
     applies_to: ClassVar[frozenset[str]] = RECONSTRUCTION
+    compares: ClassVar[bool] = False
 
     kind: Literal["commitment"] = "commitment"
     weight: PositiveFloat = 0.25
     """Factor in the total (the paper's beta); the term itself is reported without it."""
+
+    @property
+    def needs(self) -> Mapping[str, frozenset[str]]:
+        return {"latent": frozenset({"codes"}), "book": frozenset({"learned"})}
 
     def build(self) -> Term:
         return _Commitment()

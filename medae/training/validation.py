@@ -90,6 +90,7 @@ def card_of(experiment: Experiment, metrics: dict[str, Any] | None = None) -> Ca
         training_data=_data_in_words(experiment),
         licence=experiment.data.licence or "",
         metrics=metrics or {},
+        objectives=tuple(objective.described for objective in experiment.objectives),
         intended_use=experiment.intended_use,
         limits=experiment.limits,
         experiment=experiment.resolved,
