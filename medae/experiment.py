@@ -143,6 +143,12 @@ class Experiment(Settings):
         if len(patch) != dims:
             axes = {2: "(rows, columns)", 3: "(slices, rows, columns)"}[dims]
             raise ValueError(f"the network is {dims}-D, so training.patch is {axes}; got {list(patch)}")
+        window = self.network.window
+        if window is not None and patch != window:
+            raise ValueError(
+                f"{self.network.kind} is made for images of {list(window)} (network.size), so training.patch is the "
+                f"same; got {list(patch)}"
+            )
         stride = self.network.receptive_field().stride
         if min(patch) < stride:
             raise ValueError(

@@ -171,14 +171,20 @@ def prepare(card: Card, image: Image) -> Prepared:
             "this model works on volumes, and this image is a single slice. Send the whole series or volume."
         )
     prepared = card.preparation.apply(image)
-    _check_size(prepared.image, card.receptive_field)
+    require_size(prepared.image, card.receptive_field)
     return prepared
 
 
-def _check_size(image: Image, field: ReceptiveField) -> None:
-    """Raises UnfitImage where the network would see more mirrored border than image."""
+def require_size(image: Image, field: ReceptiveField) -> None:
+    """Raises UnfitImage for another size than the only one, and where the network would see more border than image."""
     shape = image.geometry.shape
     seen = shape if field.dims == 3 else shape[1:]
+    if field.window is not None and seen != field.window:
+        takes, has = (" x ".join(map(str, size)) for size in (field.window, seen))
+        raise UnfitImage(
+            f"this model takes images of {takes} only, and this one is {has} on the model's grid. Crop it or scale it, "
+            "or choose another model."
+        )
     least = max(2, field.stride // 2)
     if min(seen) < least:
         raise UnfitImage(

@@ -43,6 +43,8 @@ class ReceptiveField(Settings):
     """An output voxel depends on inputs at most this far away along each axis."""
     tileable: bool = True
     """False where the whole window changes every voxel (instance norm): then there is no finite radius."""
+    window: tuple[PositiveInt, PositiveInt] | tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """(rows, columns) or (slices, rows, columns): the only size of image that it takes; None: any."""
 
     @property
     def halo(self) -> int:
@@ -95,7 +97,7 @@ def plan_tiles(image: Shape3, field: ReceptiveField, tile_voxels: int | None = N
     tile_voxels = tile_voxels or TILE_VOXELS[field.dims]
     if not field.tileable:
         seen = prod(padded) if field.dims == 3 else padded[1] * padded[2]
-        halo = blend = 0 if seen <= tile_voxels else _up(BLEND_HALO, field.stride)
+        halo = blend = 0 if seen <= tile_voxels or field.window else _up(BLEND_HALO, field.stride)
         tile_voxels = seen if blend == 0 else tile_voxels
     halos = (halo if field.dims == 3 else 0, halo, halo)
     # a 2-D network sees one slice at a time, so the first axis is cut into single slices

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medae.networks import (
     ConvAutoencoderSettings,
+    DenseAutoencoderSettings,
     DnCNNSettings,
     NetworkConfig,
     NetworkSettings,
@@ -23,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": {"features": (4, 8, 8), "strides": (2, 2)},
     "segnet": {"features": (4, 6), "convolutions": (2, 1)},
     "conv_autoencoder": {"features": (4, 6), "bottleneck": 3},
+    "dense_autoencoder": {"widths": (12, 5), "size": (8, 12)},
     "dncnn": {"depth": 3, "features": 6},
     "vae": {"features": (4, 6), "latent_channels": 3},
     "vqvae": {"features": (8,), "quantiser": {"kind": "ema", "codes": 64, "channels": 6}},
@@ -34,6 +36,15 @@ OTHERS: list[NetworkSettings] = [
     SegNetSettings(features=(4, 6, 6), convolutions=(1, 1, 2), norm="none"),
     ConvAutoencoderSettings(features=(4,), convolutions=3, bottleneck=5, enlarge="transposed"),
     ConvAutoencoderSettings(features=(4, 5, 6), bottleneck=2, enlarge="transposed", norm="none"),
+    ConvAutoencoderSettings(features=(4, 5), convolutions=2, bottleneck=7, residual=True, dropout=0.3, size=(8, 12)),
+    ConvAutoencoderSettings(features=(4, 5), residual=True, code="sigmoid"),
+    DenseAutoencoderSettings(widths=(9, 30), size=(7, 5), tied=True, activation="tanh", norm="batch"),
+    DenseAutoencoderSettings(widths=(7,), size=(1, 6), code="relu"),
+    SegNetSettings(features=(4, 6, 6), convolutions=(2, 1, 1), residual=True, dropout=0.5, bottleneck=2),
+    SegNetSettings(features=(4, 6), convolutions=(1, 1), bottleneck=6, size=(8, 4)),
+    UNetSettings(features=(4, 6, 8), strides=(1, 2), dropout=0.2),
+    VAESettings(features=(4, 5), latent_channels=6, residual=True, dropout=0.2),
+    VAESettings(features=(4, 5), latent_channels=6, size=(8, 12)),
     DnCNNSettings(depth=2, features=5, pixel_unshuffle=1),
     DnCNNSettings(depth=5, features=4, pixel_unshuffle=2, norm="none"),
     VAESettings(features=(4, 5, 6), latent_channels=2, norm="none"),
@@ -56,17 +67,35 @@ def name(settings: NetworkSettings) -> str:
 
 
 def both(settings: list[NetworkSettings]) -> list[NetworkSettings]:
-    return [type(s)(**s.model_dump() | {"dims": dims}) for s in settings for dims in (2, 3)]
+    """In 2-D and in 3-D."""
+    volumes = [{"dims": 3} | ({} if s.window is None else {"size": (4, *s.window)}) for s in settings]
+    return [
+        type(s)(**s.model_dump() | more) for s, volume in zip(settings, volumes, strict=True) for more in ({}, volume)
+    ]
+
+
+def norms(kind: type[NetworkSettings]) -> tuple[str, ...]:
+    found: tuple[str, ...] = get_args(kind.model_fields["norm"].annotation)
+    return found
+
+
+def sized(settings: NetworkSettings, *size: int) -> tuple[int, ...]:
+    """This size of image, or the only one that it takes."""
+    return settings.window or size[: settings.dims]
 
 
 EACH = both([small(kind) for kind in KINDS])
 EACH_NORM = both([small(kind, norm=norm) for kind in KINDS for norm in norms(kind)])
 VARIED = EACH + both(OTHERS)
+ANY_SIZE = [settings for settings in VARIED if settings.window is None]
+ONE_SIZE = [settings for settings in VARIED if settings.window is not None]
 AUTOENCODING = [settings for settings in VARIED if settings.autoencodes]
 each = pytest.mark.parametrize("settings", EACH, ids=name)
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 each_norm = pytest.mark.parametrize("settings", EACH_NORM, ids=name)
 varied = pytest.mark.parametrize("settings", VARIED, ids=name)
+any_size = pytest.mark.parametrize("settings", ANY_SIZE, ids=name)
+one_size = pytest.mark.parametrize("settings", ONE_SIZE, ids=name)
 
 
 def built(settings: NetworkSettings, channels: int = 2, seed: int = 0) -> nn.Module:
@@ -75,7 +104,7 @@ def built(settings: NetworkSettings, channels: int = 2, seed: int = 0) -> nn.Mod
     network = settings.build(channels, channels).eval()
     with torch.no_grad():
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
                 assert module.running_mean is not None and module.running_var is not None
                 for values in (module.running_mean, module.bias):
                     values.normal_(0, 0.3)

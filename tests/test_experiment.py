@@ -109,6 +109,10 @@ REFUSED = [
         ),
         "bernoulli decoder knows values in 0..1, and preparation.intensity zscore has no such range",
     ),
+    (
+        changed(ANOMALY, network={"kind": "vae", "size": [32, 32]}),
+        r"made for images of \[32, 32\] \(network.size\), so training.patch is the same; got \[64, 64\]",
+    ),
     (changed(SEGMENTATION, name="My Model"), "pattern"),
     (changed(SEGMENTATION, training={"step": 3}), "Extra inputs are not permitted"),
     (changed(SEGMENTATION, training={"ema": 1.0}), "less than 1"),

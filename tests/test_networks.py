@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from medae.networks import NetworkSettings
-from tests.networks_small import EACH, built, each, each_norm, name, noise
+from tests.networks_small import EACH, built, each, each_norm, name, noise, sized, varied
 
 SIZES: dict[int, list[tuple[int, ...]]] = {
     2: [(1, 1), (1, 7), (3, 2), (23, 17), (64, 5)],
@@ -15,7 +16,7 @@ SIZES: dict[int, list[tuple[int, ...]]] = {
 @each_norm
 def test_output_has_the_size_of_the_input(settings: NetworkSettings) -> None:
     network = built(settings)
-    for size in SIZES[settings.dims]:
+    for size in SIZES[settings.dims] if settings.window is None else [settings.window]:
         for batch in (1, 2):
             with torch.no_grad():
                 y = network(noise(batch, 2, *size))
@@ -27,14 +28,17 @@ def test_output_has_the_size_of_the_input(settings: NetworkSettings) -> None:
 def test_outputs_may_be_more_or_fewer_than_inputs(settings: NetworkSettings) -> None:
     for channels_in, channels_out in ((1, 4), (3, 1)):
         network = settings.build(channels_in, channels_out)
-        assert network(noise(2, channels_in, *[9] * settings.dims)).shape[1] == channels_out
+        assert network(noise(2, channels_in, *sized(settings, 9, 9, 9))).shape[1] == channels_out
 
 
-@each_norm
+@varied
 def test_gradient_reaches_every_parameter(settings: NetworkSettings) -> None:
     torch.manual_seed(3)
     network = settings.build(2, 2)
-    x = noise(2, 2, *[13, 11, 9][: settings.dims])
+    for module in network.modules():  # what is dropped this time has no gradient
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    x = noise(2, 2, *sized(settings, 13, 11, 9))
     (network(x) - noise(*x.shape, seed=2)).square().mean().backward()
     for parameter, values in network.named_parameters():
         assert values.isfinite().all()
@@ -48,8 +52,9 @@ def test_gradient_reaches_every_parameter(settings: NetworkSettings) -> None:
 def test_one_batch_is_learned(settings: NetworkSettings) -> None:
     torch.manual_seed(4)
     network = settings.build(1, 1)
-    grid = torch.linspace(0, 3, 16 if settings.dims == 2 else 8)
-    waves = torch.stack(torch.meshgrid(*[grid] * settings.dims, indexing="ij")).sum(0)
+    size = sized(settings, 16, 16) if settings.dims == 2 else sized(settings, 8, 8, 8)
+    grids = [torch.linspace(0, 3, length) for length in size]
+    waves = torch.stack(torch.meshgrid(*grids, indexing="ij")).sum(0)
     target = torch.stack([waves.sin(), waves.cos()])[:, None]
     x = target + 0.3 * torch.randn(target.shape)
     optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
@@ -66,7 +71,7 @@ def test_one_batch_is_learned(settings: NetworkSettings) -> None:
 @each_norm
 def test_evaluation_repeats_itself_and_does_not_touch_its_input(settings: NetworkSettings) -> None:
     network = built(settings)
-    x = noise(3, 2, *[10, 7, 9][: settings.dims])
+    x = noise(3, 2, *sized(settings, 10, 7, 9))
     before = x.clone()
     with torch.no_grad():
         first, second = network(x), network(x)
@@ -77,7 +82,7 @@ def test_evaluation_repeats_itself_and_does_not_touch_its_input(settings: Networ
 @each_norm
 def test_items_of_a_batch_do_not_see_each_other(settings: NetworkSettings) -> None:
     network = built(settings)
-    x = noise(3, 2, *[10, 7, 9][: settings.dims])
+    x = noise(3, 2, *sized(settings, 10, 7, 9))
     with torch.no_grad():
         together = network(x)
         apart = torch.cat([network(item[None]) for item in x])
@@ -87,7 +92,7 @@ def test_items_of_a_batch_do_not_see_each_other(settings: NetworkSettings) -> No
 @each_norm
 def test_saved_weights_say_the_same(settings: NetworkSettings) -> None:
     network, other = built(settings), built(settings, seed=9)
-    x = noise(1, 2, *[9, 12, 5][: settings.dims])
+    x = noise(1, 2, *sized(settings, 9, 12, 5))
     with torch.no_grad():
         assert not torch.equal(network(x), other(x))
         other.load_state_dict(network.state_dict())
@@ -98,7 +103,7 @@ def test_saved_weights_say_the_same(settings: NetworkSettings) -> None:
 def test_memory_format_changes_nothing(settings: NetworkSettings) -> None:
     layout = torch.channels_last if settings.dims == 2 else torch.channels_last_3d
     network = built(settings)
-    x = noise(2, 2, *[9, 12, 6][: settings.dims])
+    x = noise(2, 2, *sized(settings, 9, 12, 6))
     with torch.no_grad():
         expected = network(x)
         actual = network.to(memory_format=layout)(x.to(memory_format=layout))  # type: ignore[call-overload]

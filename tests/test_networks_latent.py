@@ -19,21 +19,21 @@ from medae.networks import (
 from medae.networks.base import LOG_VARIANCE as VOXEL_LOG_VARIANCE
 from medae.networks.base import crop
 from medae.networks.vae import LOG_VARIANCE
-from tests.networks_small import AUTOENCODING, EACH, KINDS, SMALL, both, built, name, noise, small
+from tests.networks_small import AUTOENCODING, EACH, KINDS, SMALL, both, built, name, noise, sized, small
 
 
 @pytest.mark.parametrize("settings", AUTOENCODING, ids=name)
 def test_encoding_then_decoding_is_what_the_network_does(settings: NetworkSettings) -> None:
     network = built(settings)
     assert isinstance(network, Autoencoder)
-    x = noise(2, 2, *[21, 13, 9][: settings.dims])
+    x = noise(2, 2, *sized(settings, 21, 13, 9))
     stride = settings.receptive_field().stride
     with torch.no_grad():
         latent = network.encode(x)
         decoded = network.decode(latent)
         prediction, same, *_ = run(network, x)
     code = latent.point()
-    assert decoded.shape[2:] == tuple(stride * n for n in code.z.shape[2:])
+    assert decoded.shape[2:] == (settings.window or tuple(stride * n for n in code.z.shape[2:]))
     assert torch.equal(crop(decoded, x), network(x).detach())
     assert torch.equal(prediction, network(x).detach())
     assert same is not None and torch.equal(same.point().z, code.z)
@@ -108,7 +108,7 @@ saying = pytest.mark.parametrize("settings", SAYING, ids=lambda s: f"{name(s)}-{
 @saying
 def test_what_a_decoder_says_has_the_size_of_the_input(settings: AutoencoderSettings) -> None:
     network = built(settings)
-    size = (13, 6, 9)[: settings.dims]
+    size = sized(settings, 13, 6, 9)
     x = noise(2, 2, *size)
     said = run(network, x)
     assert torch.equal(said.prediction, network(x))
@@ -127,7 +127,7 @@ def test_what_a_decoder_says_has_the_size_of_the_input(settings: AutoencoderSett
 def test_all_that_a_decoder_says_can_be_learned(settings: AutoencoderSettings) -> None:
     torch.manual_seed(0)
     network = settings.build(1, 1)
-    said = run(network, noise(2, 1, *[8] * settings.dims))
+    said = run(network, noise(2, 1, *sized(settings, 8, 8, 8)))
     if settings.decoder == "categorical":  # the same added to all levels says nothing else
         said.logits[:, :, 0].sum().backward()
     elif settings.decoder == "gaussian":

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from itertools import product
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from medae.errors import UnfitImage
 from medae.networks import NetworkSettings
-from tests.networks_small import KINDS, built, kinds, noise, norms, small, varied
+from tests.networks_small import KINDS, any_size, built, kinds, noise, norms, one_size, small
 
 
 def reach(network: nn.Module, settings: NetworkSettings, axis: int, value: float) -> int:
@@ -26,7 +28,7 @@ def reach(network: nn.Module, settings: NetworkSettings, axis: int, value: float
     return max((abs(place - p) for place, seen in changes for p in seen), default=0)
 
 
-@varied
+@any_size
 def test_nothing_beyond_the_radius_is_seen_and_the_radius_is(settings: NetworkSettings) -> None:
     network = built(settings)
     radius = settings.receptive_field().radius
@@ -63,7 +65,7 @@ def assert_tiles_equal_the_whole(settings: NetworkSettings, x: Tensor, core: int
     assert (whole - parts).abs().max() < 1e-5 * (whole.max() - whole.min())
 
 
-@varied
+@any_size
 def test_tiles_equal_the_whole_image(settings: NetworkSettings) -> None:
     field = settings.receptive_field()
     core = max(field.stride, 8 if settings.dims == 2 else 4)
@@ -74,7 +76,7 @@ def test_tiles_equal_the_whole_image(settings: NetworkSettings) -> None:
         assert_tiles_equal_the_whole(settings, noise(1, 2, *sizes), core)
 
 
-@kinds
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if small(kind).window is None], ids=lambda kind: kind.__name__)
 def test_defaults_are_cheap_to_tile_and_equal_the_whole_picture(kind: type[NetworkSettings]) -> None:
     settings = kind.model_validate({})
     halo = settings.receptive_field().halo
@@ -84,7 +86,25 @@ def test_defaults_are_cheap_to_tile_and_equal_the_whole_picture(kind: type[Netwo
     assert_tiles_equal_the_whole(settings, noise(1, 2, 150, 203), core=112)
 
 
-def test_a_norm_that_sees_the_window_cannot_be_tiled() -> None:
-    for kind in KINDS:
-        for norm in norms(kind):
-            assert small(kind, norm=norm).receptive_field().tileable == (norm in ("batch", "none"))
+@kinds
+def test_a_norm_that_sees_the_window_cannot_be_tiled(kind: type[NetworkSettings]) -> None:
+    fields = {norm: small(kind, norm=norm).receptive_field() for norm in norms(kind)}
+    whole = small(kind).window is None
+    assert {norm: field.tileable for norm, field in fields.items()} == {
+        norm: whole and norm in ("batch", "none") for norm in fields
+    }
+
+
+@one_size
+def test_a_network_of_one_size_sees_all_of_it_and_takes_no_other(settings: NetworkSettings) -> None:
+    network, size = built(settings), settings.window
+    assert size is not None and settings.receptive_field().window == size
+    x = noise(1, 2, *size)
+    changed = x.clone()
+    changed[..., -1] = float("nan")
+    with torch.no_grad():
+        assert network(changed).isnan().all()
+        for other in ((*size[:-1], size[-1] + 4), (size[0] + 4, *size[1:])):
+            takes, has = (" x ".join(map(str, each)) for each in (size, other))
+            with pytest.raises(UnfitImage, match=f"takes images of {takes}, and this one is {has}"):
+                network(noise(1, 2, *other))

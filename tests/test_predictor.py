@@ -80,6 +80,25 @@ def test_blended_tiles_of_a_network_without_norm_equal_the_whole_image() -> None
     np.testing.assert_allclose(a, b, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"kind": "dense_autoencoder", "size": [20, 28], "widths": [5]},
+        {"kind": "conv_autoencoder", "features": [4, 6], "size": [20, 28]},
+        {"kind": "vae", "features": [4, 6], "size": [20, 28]},
+    ],
+    ids=network_id,
+)
+def test_a_network_of_one_size_gets_whole_images_of_it(network: dict[str, object]) -> None:
+    predictor = Predictor(untrained_package(Anomaly(), network), tile_voxels=64)
+    image = noise(3, 20, 28)
+    prediction = predictor(image)
+    assert prediction.image.pixels.shape == image.pixels.shape
+    assert "blended_tiles" not in prediction.provenance
+    with pytest.raises(UnfitImage, match="takes images of 20 x 28 only, and this one is 20 x 32 on the model's grid"):
+        predictor(noise(3, 20, 32))
+
+
 @pytest.mark.parametrize("shape", [(5, 33, 47), (1, 20, 64)])
 def test_answers_lie_where_the_input_lay(shape: tuple[int, int, int]) -> None:
     preparation = Preparation(orientation="SPL", spacing_mm=(1, 1, 1), intensity=Window(lower=0, upper=1))

@@ -4,8 +4,18 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from medae.networks.base import Autoencoder, AutoencoderSettings, Emission, NetworkSettings, Output, run
+from medae.networks.base import (
+    Autoencoder,
+    AutoencoderSettings,
+    Emission,
+    NetworkSettings,
+    Output,
+    StackedAutoencoder,
+    Stage,
+    run,
+)
 from medae.networks.conv_autoencoder import ConvAutoencoderSettings
+from medae.networks.dense_autoencoder import DenseAutoencoderSettings
 from medae.networks.dncnn import DnCNNSettings
 from medae.networks.latent import Code, Codes, Gaussian, Latent
 from medae.networks.segnet import SegNetSettings
@@ -14,7 +24,13 @@ from medae.networks.vae import VAESettings
 from medae.networks.vqvae import VQVAESettings
 
 NetworkConfig = Annotated[
-    UNetSettings | SegNetSettings | ConvAutoencoderSettings | DnCNNSettings | VAESettings | VQVAESettings,
+    UNetSettings
+    | SegNetSettings
+    | ConvAutoencoderSettings
+    | DenseAutoencoderSettings
+    | DnCNNSettings
+    | VAESettings
+    | VQVAESettings,
     Field(discriminator="kind"),
 ]
 
@@ -31,6 +47,7 @@ __all__ = [
     "Code",
     "Codes",
     "ConvAutoencoderSettings",
+    "DenseAutoencoderSettings",
     "DnCNNSettings",
     "Emission",
     "Gaussian",
@@ -39,12 +56,11 @@ __all__ = [
     "NetworkSettings",
     "Output",
     "SegNetSettings",
+    "StackedAutoencoder",
+    "Stage",
     "UNetSettings",
     "VAESettings",
-<<<<<<< HEAD
     "VQVAESettings",
-=======
     "kinds_with",
->>>>>>> main
     "run",
 ]

@@ -6,19 +6,21 @@ Networks map (B, C, *spatial) to (B, C', *spatial) of the same size, any size: 2
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import pad as pad_ends
 
-from medae.networks.latent import Latent
+from medae.errors import UnfitImage
+from medae.networks.latent import Code, Latent
 from medae.networks.reach import Window, radius_of, stride_of
 from medae.settings import Settings
 from medae.tiles import ReceptiveField
 
 Norm = Literal["batch", "instance", "group", "none"]
+Size = tuple[PositiveInt, PositiveInt] | tuple[PositiveInt, PositiveInt, PositiveInt]
 Decoder = Literal["point", "gaussian", "bernoulli", "categorical"]
 
 LOG_VARIANCE = (-12.0, 6.0)
@@ -48,14 +50,21 @@ class NetworkSettings(Settings, ABC):
     def layers(self) -> Sequence[Window]:
         """The layers on the longest way from input to output, along one axis."""
 
+    @property
+    def window(self) -> Size | None:
+        """The only size of image that it takes; None: any."""
+        return None
+
     def receptive_field(self) -> ReceptiveField:
         """What an output voxel depends on: exact for starts on a multiple of the stride."""
-        layers = self.layers()
+        layers, window = self.layers(), self.window
         return ReceptiveField(
             dims=self.dims,
             stride=stride_of(layers),
-            radius=radius_of(layers),
-            tileable=self.norm in ("batch", "none"),
+            # of one size only: every voxel may see every other
+            radius=radius_of(layers) if window is None else max(window) - 1,
+            tileable=self.norm in ("batch", "none") and window is None,
+            window=window,
         )
 
 
@@ -108,6 +117,30 @@ class AutoencoderSettings(NetworkSettings, ABC):
     variance is learned voxel by voxel), `bernoulli`, `categorical` (over `levels` grey values in 0..1)."""
     levels: int = Field(default=256, ge=2, le=256)
     """Grey values that a `categorical` decoder knows."""
+    size: Size | None = None
+    """(rows, columns), in 3-D (slices, rows, columns), a multiple of the network's stride. Given: a flat code, of the
+    whole image, which then has to have this size; null: a code with places, of images of any size."""
+
+    @model_validator(mode="after")
+    def _size_fits(self) -> Self:
+        if self.size is None:
+            return self
+        if len(self.size) != self.dims:
+            axes = {2: "(rows, columns)", 3: "(slices, rows, columns)"}[self.dims]
+            raise ValueError(f"the network is {self.dims}-D, so size is {axes}; got {list(self.size)}")
+        stride = stride_of(self.layers())
+        if any(length % stride for length in self.size):
+            raise ValueError(f"size must be a multiple of the stride, {stride}, along each axis; got {list(self.size)}")
+        return self
+
+    @property
+    def window(self) -> Size | None:
+        return self.size
+
+    def code_size(self, stride: int) -> tuple[int, ...]:
+        """Of the deepest map, where the image has one size."""
+        assert self.size is not None
+        return tuple(length // stride for length in self.size)
 
     @property
     def emission(self) -> Emission:
@@ -120,9 +153,9 @@ class Autoencoder(nn.Module, ABC):
     The last layer of a subclass gives `emission.numbers(channels_out)` channels.
     """
 
-    def __init__(self, stride: int, emission: Emission) -> None:
+    def __init__(self, stride: int, emission: Emission, size: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.stride, self.emission = stride, emission
+        self.stride, self.emission, self.size = stride, emission, size
 
     @abstractmethod
     def _encode(self, x: Tensor) -> Latent: ...
@@ -131,7 +164,13 @@ class Autoencoder(nn.Module, ABC):
     def _decode(self, z: Tensor, context: tuple[Tensor, ...]) -> Tensor: ...
 
     def encode(self, x: Tensor) -> Latent:
-        """(B, C, *spatial) of any size, continued to the next multiple of the stride by its last voxels."""
+        """(B, C, *spatial) of any size, continued to the next multiple of the stride by its last voxels.
+
+        Raises UnfitImage for another size than the only one, where there is one.
+        """
+        if self.size is not None and tuple(x.shape[2:]) != tuple(self.size):
+            has, takes = (" x ".join(map(str, size)) for size in (x.shape[2:], self.size))
+            raise UnfitImage(f"this network takes images of {takes}, and this one is {has}")
         return self._encode(pad(x, self.stride))
 
     def decode(self, latent: Latent) -> Tensor:
@@ -153,6 +192,39 @@ class Autoencoder(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.autoencode(x).prediction
+
+
+class Stage(NamedTuple):
+    """A part of an autoencoder that is one itself."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+
+class StackedAutoencoder(Autoencoder):
+    """Stages within each other; each reconstructs what the stages before it made of the image.
+
+    `encoder` and `decoder` are modules of their own: from the image to the code, and back.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], stride: int, emission: Emission, size: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(stride, emission, size)
+        self.encoder = nn.Sequential(*(stage.encoder for stage in stages))
+        self.decoder = nn.Sequential(*(stage.decoder for stage in reversed(stages)))
+
+    @property
+    def stages(self) -> list[Stage]:
+        """From the outermost to the one with the code."""
+        return [Stage(*pair) for pair in zip(self.encoder, reversed(self.decoder), strict=True)]
+
+    def _encode(self, x: Tensor) -> Code:
+        return Code(self.encoder(x))
+
+    def _decode(self, z: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+        raw: Tensor = self.decoder(z)
+        return raw
 
 
 def run(network: nn.Module, x: Tensor) -> Output:

@@ -18,36 +18,28 @@ from medae.networks.reach import CONVOLUTION, Window
 class UNet(nn.Module):
     """(B, channels_in, *spatial) -> (B, channels_out, *spatial)."""
 
-    def __init__(
-        self,
-        dims: int,
-        channels_in: int,
-        channels_out: int,
-        features: Sequence[int],
-        strides: Sequence[int],
-        residual_units: int,
-        norm: Norm,
-    ) -> None:
+    def __init__(self, settings: "UNetSettings", channels_in: int, channels_out: int) -> None:
         # importing MONAI takes seconds: only who builds a U-Net pays them
         from monai.networks.layers.simplelayers import SkipConnection
         from monai.networks.nets.unet import UNet as MonaiUNet
 
         super().__init__()
         self.core: nn.Module = MonaiUNet(
-            spatial_dims=dims,
+            spatial_dims=settings.dims,
             in_channels=channels_in,
             out_channels=channels_out,
-            channels=features,
-            strides=strides,
-            num_res_units=residual_units,
-            norm=_norm(norm, [*features, channels_out]),
+            channels=settings.features,
+            strides=settings.strides,
+            num_res_units=settings.residual_units,
+            norm=_norm(settings.norm, [*settings.features, channels_out]),
+            dropout=settings.dropout,
         )
         for module in self.core.modules():
             if isinstance(module, SkipConnection):
                 # 7 voxels become 4 by a stride of 2, and 8 on the way back: the eighth is cut before both are joined
                 module.submodule.register_forward_hook(_crop_to_input)
         # a norm that sees the window has nothing to compare in one voxel, so the deepest map gets two
-        self.least = 2 * prod(strides) if norm in ("instance", "group") else 1
+        self.least = 2 * prod(settings.strides) if settings.norm in ("instance", "group") else 1
 
     def forward(self, x: Tensor) -> Tensor:
         return crop(self.core(pad(x, 1, self.least)), x)
@@ -69,11 +61,13 @@ class UNetSettings(NetworkSettings):
 
     kind: Literal["unet"] = "unet"
     features: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 128), min_length=2, max_length=8)
-    """Width of each level, shallow to deep."""
+    """Width of each level, shallow to deep; the last is the bottleneck, which the skips go around."""
     strides: tuple[Literal[1, 2], ...] = (2, 2, 2)
     """Down-sampling into each level but the last, which keeps the size; 1 first keeps skips at full size."""
     residual_units: NonNegativeInt = 2
     """Convolutions with a short-cut in each level; 0: one plain convolution."""
+    dropout: float = Field(default=0, ge=0, lt=1)
+    """Probability, after every convolution."""
 
     @model_validator(mode="after")
     def _one_stride_a_level(self) -> Self:
@@ -83,7 +77,7 @@ class UNetSettings(NetworkSettings):
         return self
 
     def build(self, channels_in: int, channels_out: int) -> UNet:
-        return UNet(self.dims, channels_in, channels_out, self.features, self.strides, self.residual_units, self.norm)
+        return UNet(self, channels_in, channels_out)
 
     def layers(self) -> list[Window]:
         # short-cuts and skips see less than the convolutions beside them

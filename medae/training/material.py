@@ -18,6 +18,7 @@ from medae.errors import InputError, SettingsError, UnfitImage
 from medae.experiment import Experiment
 from medae.image import Image
 from medae.metrics.detection import NORMAL
+from medae.predictor import require_size
 from medae.preparation import Prepared, stretched
 from medae.record import Run
 from medae.resample import resample_onto
@@ -70,6 +71,8 @@ def _usable(experiment: Experiment, split: Split, run: Run) -> Iterator[tuple[Ca
 
 def _prepared(loaded: LoadedCase, experiment: Experiment) -> PreparedCase:
     prepared = experiment.preparation.apply(loaded.image)
+    if experiment.network.window is not None:  # else smaller ones are mirrored up to a patch
+        require_size(prepared.image, experiment.network.receptive_field())
     image = prepared.image.pixels
     if isinstance(experiment.task, Segmentation):
         if loaded.target is None:

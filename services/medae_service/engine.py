@@ -92,7 +92,7 @@ class Network:
     def of(cls, backend: Backend, card: Card) -> Self:
         field = card.receptive_field
         side = field.stride * max(2, -(-LEAST_CANARY // field.stride))
-        shape = (1, card.channels_in, *[side] * field.dims)
+        shape = (1, card.channels_in, *(field.window or [side] * field.dims))
         return cls(backend, np.linspace(0, 1, math.prod(shape), dtype=np.float32).reshape(shape))
 
 
