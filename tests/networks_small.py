@@ -57,11 +57,6 @@ def small(kind: type[NetworkSettings], **more: Any) -> NetworkSettings:
     return kind(**SMALL[kind.model_fields["kind"].default] | more)
 
 
-def norms(kind: type[NetworkSettings]) -> tuple[str, ...]:
-    """That it can have."""
-    return get_args(kind.model_fields["norm"].annotation)
-
-
 def name(settings: NetworkSettings) -> str:
     return f"{settings.kind}-{settings.dims}d-{settings.norm}"
 

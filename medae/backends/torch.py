@@ -3,9 +3,9 @@
 import ctypes
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import nn
 
 from medae.errors import PackageError, UsageError
 from medae.package import ModelPackage
+
+if TYPE_CHECKING:
+    from medae.networks.prior import Prior
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +40,7 @@ class TorchBackend:
     @classmethod
     def from_package(cls, package: ModelPackage, device: str = "auto") -> Self:
         """Build the card's network and load its weights. Raises PackageError when they do not fit."""
-        from medae.networks import NetworkConfig
-
-        card = package.card
-        try:
-            settings = TypeAdapter[Any](NetworkConfig).validate_python(card.network)
-            network = settings.build(card.channels_in, card.channels_out)
-            state = {name: torch.from_numpy(np.array(value)) for name, value in package.weights.items()}
-            network.load_state_dict(state)
-        except ValidationError as error:
-            raise PackageError(f"the card's network is not known to this medae: {error.errors()[0]['msg']}") from None
-        except RuntimeError:
-            raise PackageError("the weights do not fit the network of the card; the package is damaged") from None
-        return cls(network, device)
+        return cls(network_of(package), device)
 
     def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
         """(N, channels_in, *spatial) -> (N, channels_out, *spatial), float32."""
@@ -70,6 +61,48 @@ class TorchBackend:
                 x = torch.from_numpy(full).to(self._device, memory_format=layout)
                 done.append(self._network(x)[: len(part)].float().cpu().numpy())
         return np.concatenate(done)
+
+
+def network_of(package: ModelPackage) -> nn.Module:
+    """The card's network with its weights, as it was trained. Raises PackageError when they do not fit."""
+    from medae.networks import NetworkConfig
+
+    card = package.card
+    try:
+        settings = TypeAdapter[Any](NetworkConfig).validate_python(card.network)
+        network: nn.Module = settings.build(card.channels_in, card.channels_out)
+        _fill(network, package.weights)
+    except ValidationError as error:
+        raise PackageError(f"the card's network is not known to this medae: {error.errors()[0]['msg']}") from None
+    except RuntimeError:
+        raise PackageError("the weights do not fit the network of the card; the package is damaged") from None
+    return network
+
+
+def prior_of(package: ModelPackage) -> "Prior":
+    """The package's prior over the codes of its network, at evaluation, on the CPU.
+
+    Raises UsageError where it has none, PackageError where the weights do not fit.
+    """
+    from medae.networks.prior import PriorSettings
+    from medae.networks.vqvae import VQVAESettings
+
+    if package.card.prior is None or package.prior is None:
+        raise UsageError("this package has no prior over its codes; make one with `medae latent prior`")
+    try:
+        settings = PriorSettings.model_validate(package.card.prior)
+        codes, _ = VQVAESettings.model_validate(package.card.network).quantiser.book
+        prior = settings.build(codes, settings.grid or ())
+        _fill(prior, package.prior)
+    except ValidationError as error:
+        raise PackageError(f"the card's prior is not known to this medae: {error.errors()[0]['msg']}") from None
+    except RuntimeError:
+        raise PackageError("the prior's weights do not fit the card; the package is damaged") from None
+    return prior.eval()
+
+
+def _fill(module: nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:
+    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
 
 
 def choose_device(device: str) -> torch.device:

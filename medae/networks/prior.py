@@ -117,7 +117,7 @@ class Prior(nn.Module):
         found = torch.zeros(indices.shape, device=indices.device)
         for window in self._windows(size):
             part = indices[(slice(None), *window)]
-            batches = [self._within(batch) for batch in part.flatten(1).split(WINDOWS)]
+            batches = [self._within(batch) for batch in torch.split(part.flatten(1), WINDOWS)]
             found[(slice(None), *window)] = torch.cat(batches).reshape(part.shape)
         return found
 

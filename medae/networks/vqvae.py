@@ -71,6 +71,8 @@ class VQVAESettings(AutoencoderSettings):
     kind: Literal["vqvae"] = "vqvae"
     norm: Literal["none"] = "none"
     """MONAI's encoder and decoder have none."""
+    size: None = None
+    """Codes have places: images of any size."""
     features: tuple[PositiveInt, ...] = Field(default=(32, 64), min_length=1, max_length=6)
     """Width of each level, shallow to deep; each halves the size."""
     residual_units: NonNegativeInt = 1

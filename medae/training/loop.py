@@ -30,6 +30,7 @@ from medae.training.log import NAME as METRICS
 from medae.training.log import Log
 from medae.training.material import Batch, Material, batches_from, pair, read_material, seed_of
 from medae.training.pictures import strip
+from medae.training.prior import with_prior
 from medae.training.state import LAST, State, layout_on
 from medae.training.stopping import Stop
 from medae.training.validation import calibrated, validate, with_metrics
@@ -219,11 +220,29 @@ def _finish(training: Training) -> ModelPackage:
             f"no validation gave a number for {headline(training.experiment.task).name}; "
             "run.json and metrics.jsonl say what became of each case"
         )
-    package = calibrated(ModelPackage.load(training.out / PACKAGE), training.experiment, training.material.validation)
+    package = _with_prior(training, ModelPackage.load(training.out / PACKAGE))
+    package = calibrated(package, training.experiment, training.material.validation)
     if package.calibration is not None:
         package.save(training.out / PACKAGE)
     training.state.finished = True
     _save(training)
+    return package
+
+
+def _with_prior(training: Training, package: ModelPackage) -> ModelPackage:
+    """With the prior that the experiment asks for. A training that is stopped here begins it again when resumed."""
+    if training.experiment.prior is None:
+        return package
+    steps = training.experiment.prior.steps
+
+    def watch(step: int, bits: float) -> None:
+        training.log.said(f"prior: step {step}/{steps}  {bits:.3f} bits a code")
+        if training.stop.asked:
+            _save(training)
+            training.stop.obey()
+
+    package = with_prior(package, training.experiment, watch=watch)
+    package.save(training.out / PACKAGE)
     return package
 
 

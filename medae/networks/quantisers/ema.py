@@ -64,7 +64,7 @@ class EMAQuantiser(Quantiser):
         """(N, Z) -> the index of each row's nearest entry, and the squared distance to it."""
         book = self.book
         length = book.square().sum(1)
-        found = [torch.addmm(length, part, book.T, alpha=-2).min(1) for part in rows.split(ROWS)]
+        found = [torch.addmm(length, part, book.T, alpha=-2).min(1) for part in torch.split(rows, ROWS)]
         distance = torch.cat([value for value, _ in found]) + rows.square().sum(1)
         return torch.cat([index for _, index in found]), distance.clamp(min=0)
 
