@@ -96,6 +96,15 @@ class ModelPackage:
         _require_match(calibration, self.digest)
         return replace(self, calibration=calibration)
 
+    def retold(self, prior_weights: Mapping[str, NDArray[Any]] | None = None, **changes: Any) -> Self:
+        """The same answers under a card that says more, and with another prior where one is given: a package with a
+        digest of its own, which takes the calibration over."""
+        card = self.card.model_copy(update=changes)
+        made = type(self).seal(card, self.weights, self.prior if prior_weights is None else prior_weights)
+        if self.calibration is None:
+            return made
+        return made.calibrated(self.calibration.model_copy(update={"package_digest": made.digest}))
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the package; the folder appears, or a package that was there is replaced as a whole.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medae import __version__
+from medae.cli.latent import latent
 from medae.cli.options import AsJson, Device, Inputs, Out, Output, Package, keep_heap, require_existing
 from medae.cli.terminal import complain, print_json, stderr
 from medae.cli.tokens import token
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(latent)
 app.add_typer(token)
 
 

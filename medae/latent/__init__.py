@@ -1,6 +1,19 @@
 """Latent spaces of packages: look into them, draw from them."""
 
+from medae.latent.embedding import Embedding, embed
 from medae.latent.space import LatentSpace
+from medae.latent.units import units
 from medae.latent.usage import Usage
+from medae.latent.walks import decodings, interpolate, sample, traverse
 
-__all__ = ["LatentSpace", "Usage"]
+__all__ = [
+    "Embedding",
+    "LatentSpace",
+    "Usage",
+    "decodings",
+    "embed",
+    "interpolate",
+    "sample",
+    "traverse",
+    "units",
+]

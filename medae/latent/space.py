@@ -3,18 +3,20 @@
 Shape suffixes: B slices (2-D networks) or 1, C channels, S R W slices, rows, columns.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from medae.backends.torch import choose_device, network_of
 from medae.errors import LimitExceeded, UsageError
 from medae.image import Image
-from medae.networks import Autoencoder, Code, Latent
+from medae.networks import Autoencoder, Code, Latent, NetworkConfig, NetworkSettings
 from medae.package import ModelPackage
 from medae.predictor import prepare
 from medae.preparation import Prepared
@@ -37,6 +39,27 @@ class LatentSpace:
         self.package, self.card = package, package.card
         self.device = choose_device(device)
         self.network = network.to(self.device).eval()
+
+    @property
+    def settings(self) -> NetworkSettings:
+        """Of the network."""
+        settings: NetworkSettings = TypeAdapter[Any](NetworkConfig).validate_python(self.card.network)
+        return settings
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """The size that the network was trained on: (rows, columns) or (slices, rows, columns)."""
+        told = self.card.experiment.get("training", {}).get("patch")
+        size = self.card.receptive_field.window or told
+        if size is None:
+            raise UsageError("this package does not say the size of its training images; give one")
+        return tuple(size)
+
+    def latent_shape(self, size: Sequence[int]) -> tuple[int, ...]:
+        """(Z, *places) of an image of this size."""
+        with torch.inference_mode():
+            latent = self.network.encode(torch.zeros(1, self.card.channels_in, *size, device=self.device))
+        return tuple(latent.point().z.shape[1:])
 
     @property
     def dims(self) -> int:
@@ -99,8 +122,3 @@ def _tensors(latent: Latent) -> dict[str, Any]:
     """The latent's tensors by name; what a decoder needs beside them (SegNet's places) is left behind."""
     values = {field.name: getattr(latent, field.name) for field in fields(latent)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def decodes_alone(package: ModelPackage) -> bool:
-    """Whether a latent is all that the decoder needs; SegNet's also needs to know where each maximum was."""
-    return package.card.network.get("kind") != "segnet"

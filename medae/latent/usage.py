@@ -33,12 +33,12 @@ class Usage:
     def bits(self) -> float:
         """Entropy of a code that knows nothing of its neighbours."""
         share = self.counts.double() / max(int(self.counts.sum()), 1)
-        return -torch.special.xlogy(share, share).sum().item() / math.log(2)
+        return -float(torch.special.xlogy(share, share).sum()) / math.log(2)
 
     @property
     def perplexity(self) -> float:
         """As many entries, used equally often, would say as much."""
-        return 2.0**self.bits
+        return math.exp2(self.bits)
 
     @property
     def summary(self) -> dict[str, Any]:

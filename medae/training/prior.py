@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from medae.data import Split
-from medae.errors import InputError, SettingsError, UsageError
+from medae.errors import SettingsError, UsageError
 from medae.experiment import Experiment
 from medae.latent import LatentSpace, Usage
-from medae.metrics.detection import NORMAL
-from medae.networks import Codes, kinds_with
 from medae.networks.prior import Prior, PriorSettings, words
 from medae.package import ModelPackage
-from medae.tasks import Anomaly
+from medae.training.codes import codes_of, with_usage
 from medae.training.material import seed_of
 from medae.training.validation import weights_of
 
@@ -43,57 +41,40 @@ def with_prior(
     Raises UsageError for a network without codes, SettingsError where no image has enough of them.
     """
     settings = experiment.prior or PriorSettings()
-    if experiment.network.latent != "codes":
+    if experiment.network.kind != "vqvae":
         raise UsageError(
             f"a prior counts which code of a book follows which, and {experiment.network.kind} has a continuous latent "
-            f"or none; take {', '.join(kinds_with(frozenset({'codes'})))}"
+            "or none; take a package with vqvae"
         )
+    package = with_usage(package, experiment)
     space = LatentSpace(package, experiment.training.device)
-    train, validation = (_codes(space, experiment, split) for split in ("train", "validation"))
-    codes, _ = experiment.network.quantiser.book  # type: ignore[union-attr]
-    prior, step, bits = _fit(settings, experiment, codes, train, validation, space.device, watch)
-    usage = Usage.of(validation, codes)
+    train, validation = (_large_enough(space, experiment, split) for split in ("train", "validation"))
+    entries, _ = experiment.network.quantiser.book
+    prior, step, bits = _fit(settings, experiment, entries, train, validation, space.device, watch)
     metrics = {
         "protocol": f"validation codes of whole images, best of {settings.steps} steps (step {step})",
         "bits_per_code": round(bits, 4),
-        "bits_per_code_without_neighbours": round(usage.bits, 4),
-        "codes": usage.summary,
+        "bits_per_code_without_neighbours": round(Usage.of(validation, entries).bits, 4),
     }
     told = settings.model_copy(update={"grid": experiment.prior_grid}).model_dump(mode="json")
-    changed = {"prior": told, "metrics": package.card.metrics | {"prior": metrics}}
-    made = ModelPackage.seal(package.card.model_copy(update=changed), package.weights, weights_of(prior))
-    if package.calibration is None:
-        return made
-    return made.calibrated(package.calibration.model_copy(update={"package_digest": made.digest}))
+    return package.retold(weights_of(prior), prior=told, metrics=package.card.metrics | {"prior": metrics})
 
 
-def _codes(space: LatentSpace, experiment: Experiment, split: Split) -> list[Tensor]:
-    """The code grids of a split's images that are large enough; in 2-D, one a slice."""
-    grid, small = experiment.prior_grid, 0
-    found: list[Tensor] = []
-    for case in experiment.data.cases(split):
-        if isinstance(experiment.task, Anomaly) and case.label not in (None, NORMAL):
-            continue  # the prior says what is normal
-        try:
-            latent = space.encode(experiment.data.read(case).image)
-        except InputError as error:
-            logger.warning("case %s (%s) is left out: %s", case.id, split, error)
-            continue
-        assert isinstance(latent, Codes)
-        fits = all(here >= own for here, own in zip(latent.indices.shape[1:], grid, strict=True))
-        found += list(latent.indices) if fits else []
-        small += not fits
-    if small:
+def _large_enough(space: LatentSpace, experiment: Experiment, split: Split) -> list[Tensor]:
+    grid, found = experiment.prior_grid, codes_of(space, experiment, split)
+    kept = [codes for codes in found if all(have >= need for have, need in zip(codes.shape, grid, strict=True))]
+    if len(kept) < len(found):
+        small = len(found) - len(kept)
         logger.warning("%d images of the %s split have fewer than %s codes and are left out", small, split, words(grid))
-    if not found:
+    if not kept:
         raise SettingsError(f"no image of the {split} split has {words(grid)} codes; take a smaller prior.grid")
-    return found
+    return kept
 
 
 def _fit(
     settings: PriorSettings,
     experiment: Experiment,
-    codes: int,
+    entries: int,
     train: Sequence[Tensor],
     validation: Sequence[Tensor],
     device: torch.device,
@@ -103,7 +84,7 @@ def _fit(
     seed, best = experiment.training.seed, (math.inf, 0, dict[str, Tensor]())
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        prior = settings.build(codes, experiment.prior_grid).to(device)
+        prior = settings.build(entries, experiment.prior_grid).to(device)
         optimiser = torch.optim.AdamW(prior.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         for step, batch in enumerate(_batches(train, experiment.prior_grid, settings, seed)):
             torch.manual_seed(seed_of(seed, step, DROPOUT))

@@ -1,12 +1,16 @@
 """Finite scalar quantisation: each channel is rounded to a few levels, and their combinations are the book (Mentzer
-2023, https://arxiv.org/abs/2309.15505). Nothing is learned and nothing can die."""
+2023, https://arxiv.org/abs/2309.15505). Nothing is learned and nothing can die.
+
+Departure: each channel is standardised first, by its mean and spread over a batch and by their moving averages at
+evaluation (a BatchNorm without weights). An encoder begins with values near zero, so that hundreds of steps would pass
+before it reached the outer levels."""
 
 from math import prod
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from medae.networks.latent import Codes
 from medae.networks.quantisers.base import Quantiser, QuantiserSettings, flat, unflat
@@ -23,13 +27,14 @@ class ScalarQuantiser(Quantiser):
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__(prod(levels), len(levels))
+        self.standardise = nn.BatchNorm1d(len(levels), affine=False)
         # the settings know them: they are no weights
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         places = [prod(levels[:place]) for place in range(len(levels))]
         self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def _quantise(self, z: Tensor) -> Codes:
-        rows = self._bounded(flat(z))
+        rows = self._bounded(self.standardise(flat(z)))
         rounded = rows.detach().round()
         indices = ((rounded.nan_to_num() + self._middle).long() * self.places).sum(1).reshape(z[:, 0].shape)
         # the bracket is zero, with a gradient
