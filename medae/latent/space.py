@@ -85,7 +85,8 @@ class LatentSpace:
         whole: dict[str, Any] = {}
         kind: type[Latent] = Code
         for tile in plan.tiles:
-            x = torch.from_numpy(np.ascontiguousarray(read_tile(pixels_CSRW, tile.window), np.float32)).to(self.device)
+            window = np.require(read_tile(pixels_CSRW, tile.window), np.float32, ["C", "W"])
+            x = torch.from_numpy(window).to(self.device)
             with torch.inference_mode():
                 latent = self.network.encode(x.movedim(1, 0) if self.dims == 2 else x[None])
             kind = type(latent)

@@ -119,11 +119,11 @@ def _cut(prepared: Prepared, at: Sequence[np.intp], space: LatentSpace) -> RGB:
         slice_ = min(slice_ * field.stride + field.stride // 2, pixels.shape[1] - 1)
     # half of the radius is the encoder's, the other half the decoder's
     side = field.stride + field.radius
-    area = (
+    rows, columns = (
         _around(place, side, field.stride, length)
         for place, length in zip((row, column), pixels.shape[2:], strict=True)
     )
-    return to_rgb(pixels[(slice(None), slice_, *area)], low, high)
+    return to_rgb(pixels[:, slice_, rows, columns], low, high)
 
 
 def _around(place: int, side: int, stride: int, length: int) -> slice:
