@@ -255,9 +255,8 @@ def test_what_makes_no_sense_is_refused_when_the_configuration_is_read(discs: Pa
     vae, vq = anomaly(discs), codes(discs)
     assert "vae has a continuous latent (gaussian): take vqvae" in refused(vae, prior={})
     unet = {"kind": "unet", "features": [4, 8], "strides": [2]}
-    assert "unet has no latent" in refused(
-        vae, prior={}, network=unet, task={"kind": "restoration"}, objectives=[{"kind": "mse"}]
-    )
+    noisy = {"kind": "restoration", "corruption": {"kind": "gaussian", "level": [0.1, 0.2]}}
+    assert "unet has no latent" in refused(vae, prior={}, network=unet, task=noisy, objectives=[{"kind": "mse"}])
     assert "at most 1024" in refused(vq, prior={"grid": [40, 40]})
     assert "network is 2-D" in refused(vq, prior={"grid": [4, 4, 4]})
     assert "multiple of heads" in refused(vq, prior={"width": 10, "heads": 4})

@@ -36,6 +36,12 @@ class Quantiser(nn.Module, ABC):
         return unflat(self._entries(indices.flatten()), indices)
 
 
+def unbiased(decay: float, steps: Tensor) -> Tensor:
+    """How much a moving average keeps of itself at this step, 1, 2 ...: the first is the mean of what was seen so far,
+    until that is longer than the decay remembers (Adam's correction: Kingma 2015, https://arxiv.org/abs/1412.6980)."""
+    return decay * (1 - decay ** (steps - 1)) / (1 - decay**steps)
+
+
 def flat(z: Tensor) -> Tensor:
     """(B, Z, *spatial) -> (N, Z), a row a place."""
     return z.movedim(1, -1).reshape(-1, z.shape[1])

@@ -1,9 +1,9 @@
 """A learned book: each entry follows the mean of the encodings that choose it (van den Oord 2017, appendix A.1,
 https://arxiv.org/abs/1711.00937).
 
-Departures, which keep the book alive: the moving averages are unbiased from the first step on (Adam's correction:
-Kingma 2015, https://arxiv.org/abs/1412.6980), the book begins at encodings of the first batch, and an entry that nearly
-nothing chooses begins anew at an encoding that the book fits badly (drawn as in k-means++: Arthur 2007).
+Departures, which keep the book alive: the moving averages are unbiased from the first step on, the book begins at
+encodings of the first batch, and an entry that nearly nothing chooses begins anew at an encoding that the book fits
+badly (drawn as in k-means++: Arthur 2007).
 """
 
 from typing import Literal
@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from medae.networks.latent import Codes
-from medae.networks.quantisers.base import Quantiser, QuantiserSettings, flat
+from medae.networks.quantisers.base import Quantiser, QuantiserSettings, flat, unbiased
 
 FAR = 1e20
 """The squared error before there is any entry."""
@@ -71,8 +71,7 @@ class EMAQuantiser(Quantiser):
     @torch.no_grad()
     def _follow(self, rows: Tensor, nearest: Tensor, error: Tensor) -> None:
         self.steps += 1
-        # the mean over the batches so far, until there are enough for the decay: an average that is never biased
-        keep = self.decay * (1 - self.decay ** (self.steps - 1)) / (1 - self.decay**self.steps)
+        keep = unbiased(self.decay, self.steps)
         usage = torch.zeros_like(self.usage).index_add_(0, nearest, torch.ones_like(error))
         sums = torch.zeros_like(self.sums).index_add_(0, nearest, rows)
         self.usage.mul_(keep).add_((1 - keep) * usage)

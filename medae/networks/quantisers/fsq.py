@@ -1,22 +1,26 @@
 """Finite scalar quantisation: each channel is rounded to a few levels, and their combinations are the book (Mentzer
 2023, https://arxiv.org/abs/2309.15505). Nothing is learned and nothing can die.
 
-Departure: each channel is standardised first, by its mean and spread over a batch and by their moving averages at
-evaluation (a BatchNorm without weights). An encoder begins with values near zero, so that hundreds of steps would pass
-before it reached the outer levels."""
+Departure: each channel is standardised first, by moving averages of its mean and square, in training as at evaluation.
+An encoder begins with values near zero, and hundreds of steps would pass before it reached the outer levels.
+"""
 
 from math import prod
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from medae.networks.latent import Codes
-from medae.networks.quantisers.base import Quantiser, QuantiserSettings, flat, unflat
+from medae.networks.quantisers.base import Quantiser, QuantiserSettings, flat, unbiased, unflat
 
 MARGIN = 1e-3
 """Of the bound beyond the outermost levels, so that these can be reached."""
+
+
+DECAY, LEAST = 0.99, 1e-12
+"""Of the moving averages; and the least variance, of a channel that says nothing."""
 
 
 class ScalarQuantiser(Quantiser):
@@ -24,17 +28,25 @@ class ScalarQuantiser(Quantiser):
 
     levels: Tensor
     places: Tensor
+    mean: Tensor
+    square: Tensor
+    steps: Tensor
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__(prod(levels), len(levels))
-        self.standardise = nn.BatchNorm1d(len(levels), affine=False)
-        # the settings know them: they are no weights
+        self.register_buffer("mean", torch.zeros(len(levels)))
+        self.register_buffer("square", torch.ones(len(levels)))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # the settings know these: they are no weights
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         places = [prod(levels[:place]) for place in range(len(levels))]
         self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def _quantise(self, z: Tensor) -> Codes:
-        rows = self._bounded(self.standardise(flat(z)))
+        rows = flat(z)
+        if self.training:
+            self._follow(rows.detach())
+        rows = self._bounded((rows - self.mean) / (self.square - self.mean.square()).clamp(min=LEAST).sqrt())
         rounded = rows.detach().round()
         indices = ((rounded.nan_to_num() + self._middle).long() * self.places).sum(1).reshape(z[:, 0].shape)
         # the bracket is zero, with a gradient
@@ -48,6 +60,12 @@ class ScalarQuantiser(Quantiser):
     def _middle(self) -> Tensor:
         """The level of zero: 2 of 0..4, 2 of 0..3."""
         return self.levels // 2
+
+    def _follow(self, rows: Tensor) -> None:
+        self.steps += 1
+        keep = unbiased(DECAY, self.steps)
+        self.mean.mul_(keep).add_((1 - keep) * rows.mean(0))
+        self.square.mul_(keep).add_((1 - keep) * rows.square().mean(0))
 
     def _bounded(self, rows: Tensor) -> Tensor:
         """Between the outermost levels, -2..2 of five and -2..1 of four, zero at zero."""
