@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medae import pictures
-from medae.batch.local import require_writable
+from medae.batch.folder import require_writable
 from medae.data import artefacts, samples
 from medae.errors import TrainingError
 from medae.evaluation import evaluate

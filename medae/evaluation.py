@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from medae.preparation import Intensity, Preparation, stretched
 from medae.record import recording
 from medae.report import Gallery, report_file
 from medae.tasks import Anomaly, Restoration, Segmentation, TaskConfig
+
+if TYPE_CHECKING:
+    from medae.backends.code_report import CodeReport
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,8 @@ def evaluate(
     segmentation: Dice and IoU of each label and their mean. restoration: PSNR and SSIM of the output and of the input,
     against the target or, where the task has a corruption, of the clean image after that corruption, seeded by the
     case's place in the list. anomaly: AUROC and average precision of `label` not "normal", overall and for each label,
-    for the score and for trivial statistics.
+    for the score and for trivial statistics. A variational autoencoder: what its code holds (`posterior`), with a
+    warning where it has collapsed.
 
     A case that cannot be measured is a row with its reason, and the others go on.
     Raises UsageError where there are no cases, SettingsError for a list that does not hold, OutputError.
@@ -101,10 +105,12 @@ def evaluate(
     task = predictor.package.card.task
     with recording(out, "evaluate", digests={"package": predictor.package.digest}) as run:
         results: list[CaseResult] = []
-        gallery = Gallery(predictor.package)
+        gallery, code = Gallery(predictor.package), _code_report(predictor.package)
         for index, (case, read) in enumerate(_to_read(predictor.package, cases, split)):
             result, images = _result(predictor, case, read, index)
             results.append(result)
+            if images and code is not None:
+                code.see(images["input"])
             if out is not None and images:
                 gallery.see(result, images)
             if results[-1].reason is None:
@@ -114,7 +120,7 @@ def evaluate(
             watch(results[-1])
         if not results:
             raise UsageError(f"there are no cases to evaluate on (split {split}); name others")
-        evaluation = Evaluation(tuple(results), summarise(task, results))
+        evaluation = Evaluation(tuple(results), summarise(task, results) | (code.summary() if code else {}))
         if out is not None:
             report = report_file(
                 predictor.package, results, evaluation.metrics, gallery, cases=_described(cases, split)
@@ -190,6 +196,12 @@ def _own_data(package: ModelPackage) -> Data:
         raise UsageError("this package does not say which data it was made from; name the cases to evaluate on")
     data: Data = TypeAdapter[Any](DataConfig).validate_python(settings)
     return data
+
+
+def _code_report(package: ModelPackage) -> "CodeReport | None":
+    from medae.backends.code_report import CodeReport  # which needs torch
+
+    return CodeReport.of(package)
 
 
 def _described(cases: Data | Iterable[LoadedCase] | Path | None, split: Split) -> str:

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from medae import package as packages
 from medae.batch.manifest import Item
+from medae.batch.sources import fetch
 from medae.errors import InputError, UnknownModel
 from medae.image import Image
-from medae.io import read_image
+from medae.io import DEFAULT_LIMITS, read_image
 from medae.package import ModelPackage
 from medae.predictor import prepare
 
@@ -98,7 +99,8 @@ class Finding:
 def check_item(item: Item, package: ModelPackage | None) -> Finding:
     """Read an item and, given a package, prepare it as its network would see it."""
     try:
-        image = read_image(item.files if len(item.files) > 1 else item.files[0])
+        sources = fetch(item.files, DEFAULT_LIMITS).sources
+        image = read_image(sources if len(sources) > 1 else sources[0])
         if package is not None:
             prepare(package.card, image)
     except InputError as error:

@@ -24,6 +24,11 @@ def decoder():
     decoder.close()
 
 
+def decoded(decoder: Decoder, file):
+    (pixels,) = decoder.decode(file)
+    return pixels
+
+
 def child_of(decoder: Decoder) -> int:
     assert decoder._child is not None
     return decoder._child.pid
@@ -33,45 +38,61 @@ def child_of(decoder: Decoder) -> int:
 def test_the_same_pixels_as_here(decoder, name):
     path = sample(f"{name}.dcm")
     expected = dcmread(path).pixel_array
-    np.testing.assert_array_equal(decoder.decode(path), expected)
-    np.testing.assert_array_equal(decoder.decode(path.read_bytes()), expected)
+    np.testing.assert_array_equal(decoded(decoder, path), expected)
+    np.testing.assert_array_equal(decoded(decoder, path.read_bytes()), expected)
+
+
+@pytest.mark.parametrize("name", ["examples_ybr_color", "SC_rgb_rle_2frame", "SC_rgb_rle_16bit_2frame"])
+def test_frames_come_one_by_one_and_only_those_wanted(decoder, name):
+    path = sample(f"{name}.dcm")
+    expected = dcmread(path).pixel_array
+    frames = [1, 0]
+    for wanted, pixels in zip(frames, decoder.decode(path, frames), strict=True):
+        np.testing.assert_array_equal(pixels, expected[wanted])
+
+
+def test_who_stops_half_way_spoils_nothing_for_the_next(decoder):
+    frames = decoder.decode(sample("examples_ybr_color.dcm"), [0, 1, 2])
+    next(frames)
+    frames.close()
+    assert decoded(decoder, sample("MR_small_RLE.dcm")).shape == (64, 64)
 
 
 def test_one_child_serves_many(decoder):
-    decoder.decode(sample("MR_small_RLE.dcm"))
+    decoded(decoder, sample("MR_small_RLE.dcm"))
     first = child_of(decoder)
-    decoder.decode(sample("SC_rgb_rle.dcm"))
+    decoded(decoder, sample("SC_rgb_rle.dcm"))
     assert child_of(decoder) == first
 
 
 def test_a_relative_path(decoder, monkeypatch):
     path = sample("MR_small_RLE.dcm")
-    decoder.decode(path)  # the child keeps its own working directory
+    decoded(decoder, path)  # the child keeps its own working directory
     monkeypatch.chdir(path.parent)
-    decoder.decode(path.relative_to(path.parent))
+    decoded(decoder, path.relative_to(path.parent))
 
 
 def test_what_is_not_readable_is_refused_and_the_next_is_read(decoder):
     with pytest.raises(UnreadableImage, match="damaged, or compressed"):
-        decoder.decode(b"no DICOM at all")
-    decoder.decode(sample("MR_small_RLE.dcm"))
+        decoded(decoder, b"no DICOM at all")
+    decoded(decoder, sample("MR_small_RLE.dcm"))
 
 
 def test_a_killed_child_is_replaced(decoder):
-    decoder.decode(sample("MR_small_RLE.dcm"))
+    decoded(decoder, sample("MR_small_RLE.dcm"))
     os.kill(child_of(decoder), signal.SIGKILL)
     time.sleep(0.1)
-    decoder.decode(sample("MR_small_RLE.dcm"))
+    decoded(decoder, sample("MR_small_RLE.dcm"))
 
 
 def test_a_picture_that_never_ends_is_given_up(tmp_path):
     decoder = Decoder(seconds=3)
     os.mkfifo(tmp_path / "endless.dcm")  # opening it to read waits for a writer, who never comes
     try:
-        decoder.decode(sample("MR_small_RLE.dcm"))
+        decoded(decoder, sample("MR_small_RLE.dcm"))
         with pytest.raises(UnreadableImage, match="crashed on the DICOM pixel data, or took more than 3 s"):
-            decoder.decode(tmp_path / "endless.dcm")
-        decoder.decode(sample("MR_small_RLE.dcm"))
+            decoded(decoder, tmp_path / "endless.dcm")
+        decoded(decoder, sample("MR_small_RLE.dcm"))
     finally:
         decoder.close()
 
@@ -82,18 +103,18 @@ def test_a_stream_that_crashes_a_decoder_does_not_crash_us(decoder):
     at = data.index(b"\xff\xc3\x00\x11") + 4
     data[at] = 127
     with pytest.raises(UnreadableImage):
-        decoder.decode(bytes(data))
-    decoder.decode(sample("SC_rgb_jpeg_gdcm.dcm"))
+        decoded(decoder, bytes(data))
+    decoded(decoder, sample("SC_rgb_jpeg_gdcm.dcm"))
 
 
 def test_a_forked_process_gets_a_child_of_its_own(decoder):
     path = sample("MR_small_RLE.dcm")
-    decoder.decode(path)
+    decoded(decoder, path)
     pid = os.fork()
     if pid == 0:
-        decoded = decoder.decode(path)
-        os._exit(0 if decoded.shape == (64, 64) and decoder._of_parents[0].pid != child_of(decoder) else 1)
-    decoder.decode(path)
+        pixels = decoded(decoder, path)
+        os._exit(0 if pixels.shape == (64, 64) and decoder._of_parents[0].pid != child_of(decoder) else 1)
+    decoded(decoder, path)
     assert os.waitpid(pid, 0)[1] == 0
 
 
@@ -103,7 +124,7 @@ def test_no_child_is_left_behind(how):
 from pathlib import Path
 from medae.io.dicom_decoder import Decoder
 decoder = Decoder()
-decoder.decode(Path({str(sample("MR_small_RLE.dcm"))!r}))
+list(decoder.decode(Path({str(sample("MR_small_RLE.dcm"))!r})))
 print(decoder._child.pid, flush=True)
 {how}
 """

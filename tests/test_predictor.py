@@ -20,7 +20,7 @@ NUCLEI = Segmentation(labels=(Label(name="nucleus", colour=(255, 0, 0)), Label(n
 NETWORKS = [
     {"kind": "unet", "features": [4, 6, 8], "strides": [2, 2], "residual_units": 1},
     {"kind": "segnet", "features": [4, 6], "convolutions": [1, 2]},
-    {"kind": "conv_autoencoder", "features": [4, 6]},
+    {"kind": "conv_autoencoder", "features": [6, 8]},
     {"kind": "dncnn", "depth": 4, "features": 4, "pixel_unshuffle": 1},
     {"kind": "dncnn", "depth": 4, "features": 4, "pixel_unshuffle": 2},
     {"kind": "vae", "features": [4, 6], "latent_channels": 3},

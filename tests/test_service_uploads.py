@@ -26,8 +26,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from medae.errors import MedaeError
+from medae.io.archive import Bounds, unpack
 from medae_service import uploads
-from medae_service.archives import Bounds, unpack
 from medae_service.problems import Refusal, on_medae_error, on_refusal
 from medae_service.security import door
 from medae_service.settings import WorkerSettings

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from medae.errors import PackageError, UsageError
+from medae.errors import LimitExceeded, PackageError, UsageError
 from medae.package import ModelPackage
 
 if TYPE_CHECKING:
@@ -43,9 +43,14 @@ class TorchBackend:
         return cls(network_of(package), device)
 
     def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
-        """(N, channels_in, *spatial) -> (N, channels_out, *spatial), float32."""
-        if self._device.type == "cuda":
-            return self._run_cuda(tiles)
+        """(N, channels_in, *spatial) -> (N, channels_out, *spatial), float32.
+
+        Raises LimitExceeded where the device or this process has not the memory.
+        """
+        with _said_as_limit():
+            return self._run_cuda(tiles) if self._device.type == "cuda" else self._run_cpu(tiles)
+
+    def _run_cpu(self, tiles: NDArray[Any]) -> NDArray[Any]:
         with torch.inference_mode(), _one_thread():
             done = [self._network(torch.from_numpy(tile[None])).numpy() for tile in _writeable(tiles)]
         return done[0] if len(done) == 1 else np.concatenate(done)
@@ -134,6 +139,32 @@ def keep_heap() -> None:
             libc.mallopt(name, value)
     except (OSError, AttributeError):  # another C library: slower, not wrong
         logger.debug("no mallopt in this C library")
+
+
+def cuda_devices() -> list[str]:
+    """All that are here, by name."""
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+def limit_memory(device: str, size: int) -> None:
+    """Bytes of a CUDA device that this process may use; what needs more is refused with LimitExceeded."""
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        whole = torch.cuda.get_device_properties(chosen).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, size / whole), chosen)
+
+
+@contextmanager
+def _said_as_limit() -> Iterator[None]:
+    """torch says that there is no memory by a RuntimeError: one of its own on CUDA, a plain one of these words else."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise LimitExceeded(
+            "the network needs more memory for this image than there is, or than was promised; give more, or crop it"
+        ) from None
 
 
 @contextmanager

@@ -1,145 +1,206 @@
-"""The local engine of a batch: one item after the other, each answered or named with its reason, in one process."""
+"""The local engine of a batch: cases go to workers on this machine, outcomes come back as they are made.
 
-import csv
-import io
+A worker that dies (of a damaged decoder, for lack of memory, by someone's hand) takes no case with it: what it had
+not reported is done again, one case alone at a time, and only a case that ends workers again and again is given up.
+"""
+
 import logging
 import os
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from medae import answers, record
+from medae.batch.crew import Device, Worker
+from medae.batch.device import Post
+from medae.batch.lane import Order
 from medae.batch.manifest import Item
-from medae.errors import InputError, MedaeError, OutputError
-from medae.io import read_image
-from medae.io.answer import AnswerFile, write_files
-from medae.predictor import Predictor, check_call
+from medae.batch.memory import Grant, resident_bytes, shared_out
+from medae.batch.work import Hand, Outcome, decode
+from medae.errors import MedaeError
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("id", "status", "input", "decision", "percentile", "p_value", "gate", "outputs", "seconds", "code", "reason")
+AHEAD_SECONDS = 0.5
+"""So much work lies ready for a worker, while its parent commits; never more than AHEAD_MOST cases."""
+AHEAD_MOST = 32
+TICK_SECONDS = 0.5
+CHANCES = 2
+"""How often a case may end a worker that had nothing else to do."""
+
+
+class LocalEngine:
+    """`workers` processes; `order` says what each is to do. posts: the devices that they share, if any."""
+
+    def __init__(self, order: Order, workers: int, *, posts: Sequence[Post] = (), max_ram: int | None = None) -> None:
+        """max_ram: bytes of all processes together; where they do not do, there are fewer workers."""
+        self._order = order
+        self._count = workers
+        self._max_ram = max_ram
+        self._grant = Grant()
+        self._posts = posts
+        self._devices: list[Device] = []
+        self._workers: list[Worker] = []
+        self._suspects: deque[Item] = deque()
+        self._ended: Counter[str] = Counter()
+        self._seconds = AHEAD_SECONDS
+        self._deaths = 0
+
+    def run(self, items: Iterator[Item], room: Callable[[], int]) -> Iterator[tuple[Outcome, ...]]:
+        """The outcomes of each case, in the order in which they are done; an empty one now and then, for the clock.
+
+        room: how many more cases may be in work or uncommitted; those in work are subtracted here.
+        Raises what concerns the whole batch.
+        """
+        try:
+            self._start()
+            more = True
+            while True:
+                more = self._hand_out(items, room) and more
+                if not more and not self._suspects and not any(worker.open for worker in self._workers):
+                    return
+                yield from self._collect()
+        finally:
+            for worker in self._workers:
+                worker.stop()
+            for device in self._devices:
+                device.child.stop()
+
+    def _start(self) -> None:
+        for post in self._posts:
+            self._devices.append(Device.start(post))
+        if self._max_ram is not None:
+            self._hire(1)
+            first = self._workers[0]
+            others = resident_bytes() + sum(device.bytes for device in self._devices)
+            self._count, self._grant = shared_out(self._max_ram, others, first.bytes, self._count)
+        self._hire(self._count)
+        for worker in self._workers:
+            worker.grant(self._grant)
+
+    def _hire(self, count: int) -> None:
+        fresh = []
+        for number in range(len(self._workers), count):
+            device = self._devices[number % len(self._devices)] if self._devices else None
+            fresh.append(Worker.start(self._order, device))
+            self._workers.append(fresh[-1])
+        for worker in fresh:
+            worker.await_ready()
+
+    def _hand_out(self, items: Iterator[Item], room: Callable[[], int]) -> bool:
+        """Fills the workers' queues, the emptiest first; whether there may be more items."""
+        for worker in self._workers:
+            if self._suspects and not worker.open:
+                self._give(worker, self._suspects.popleft())
+                worker.alone = True
+        free = room() - sum(len(worker.open) for worker in self._workers)
+        while free > 0:
+            worker = min(self._workers, key=lambda worker: (worker.alone, len(worker.open)))
+            if worker.alone or len(worker.open) >= self._ahead() or self._suspects:
+                return True
+            item = next(items, None)
+            if item is None:
+                return False
+            self._give(worker, item)
+            free -= 1
+        return True
+
+    def _ahead(self) -> int:
+        """How many cases lie ready for one worker: more of quick ones, two of slow ones."""
+        return int(min(max(AHEAD_SECONDS / max(self._seconds, 1e-6), 2), AHEAD_MOST))
+
+    def _give(self, worker: Worker, item: Item) -> None:
+        worker.open.append(item)
+        try:
+            worker.channel.send(item)
+        except OSError:
+            logger.debug("a worker was gone before it got its case")  # _collect finds out
+
+    def _collect(self) -> Iterator[tuple[Outcome, ...]]:
+        channels: dict[Any, Worker] = {worker.channel: worker for worker in self._workers}
+        heard = wait(list(channels), TICK_SECONDS)
+        if not heard:
+            yield ()
+        for worker in (channels[channel] for channel in heard):
+            said: Any = None
+            try:
+                said = worker.channel.recv()
+            except (EOFError, OSError):
+                yield from self._replace(worker)
+            if isinstance(said, MedaeError):
+                raise said
+            for outcomes in said or ():
+                worker.open.remove(outcomes[0].item)
+                worker.alone = False
+                self._deaths = 0
+                self._seconds += 0.1 * (sum(outcome.seconds for outcome in outcomes) - self._seconds)
+                yield outcomes
+
+    def _replace(self, worker: Worker) -> Iterator[tuple[Outcome, ...]]:
+        """A new worker for one that died; what it had not reported is suspected."""
+        worker.stop()
+        self._deaths += 1
+        logger.warning("a worker ended (%s); its cases are done again", worker.child.process.returncode)
+        if worker.alone and worker.open:
+            self._ended[worker.open[0].id] += 1
+            if self._ended[worker.open[0].id] >= CHANCES:
+                yield self._lost(worker.open.popleft())
+        elif self._deaths > 3 * self._count + 3:
+            raise MedaeError("workers end again and again without finishing a case; is there too little memory?")
+        self._suspects += worker.open
+        device = None if worker.device is None else self._alive(worker.device)
+        fresh = Worker.start(self._order, device)
+        self._workers[self._workers.index(worker)] = fresh
+        fresh.await_ready()
+        fresh.grant(self._grant)
+
+    def _alive(self, device: Device) -> Device:
+        """The process of a device, or a new one where that has ended; its other workers end by themselves then."""
+        if device in self._devices and device.child.process.poll() is None:
+            return device
+        at = next(number for number, known in enumerate(self._devices) if known.post == device.post)
+        if self._devices[at].child.process.poll() is not None:
+            self._devices[at].child.stop()
+            self._devices[at] = Device.start(device.post)
+        return self._devices[at]
+
+    def _lost(self, item: Item) -> tuple[Outcome, ...]:
+        reason = (
+            "the process that worked on it ended each time: it needs more memory than there is, or its file breaks it"
+        )
+        packages = item.packages or tuple(self._order.packages)
+        return tuple(Outcome(item, "fault", code="fault", reason=reason, package=package) for package in packages)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one item."""
+class Inline:
+    """The same in this process, for a few images."""
 
-    item: Item
-    status: Literal["done", "failed", "fault"]
-    """failed: the input is at fault, `reason` says how; fault: medae is, the log says where."""
-    seconds: float
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    """The summary JSON of a done item."""
-    code: str = ""
-    reason: str = ""
+    hand: Hand
+    allow: Sequence[str] = ()
 
-    @property
-    def row(self) -> dict[str, Any]:
-        """A line of results.csv; each score of the summary is a column of its own."""
-        gate = self.summary.get("gate")
-        return {
-            "id": self.item.id,
-            "status": self.status,
-            "input": self.item.files[0] if len(self.item.files) == 1 else self.item.files[0].parent,
-            **self.summary.get("scores", {}),
-            **{name: self.summary.get(name) for name in ("decision", "percentile", "p_value")},
-            "gate": gate["verdict"] if gate else None,
-            "outputs": " ".join(file["name"] for file in self.summary.get("files", ())),
-            "seconds": f"{self.seconds:.3f}",
-            "code": self.code,
-            "reason": self.reason,
-        }
+    def run(self, items: Iterator[Item], room: Callable[[], int] = lambda: 1) -> Iterator[tuple[Outcome, ...]]:
+        return (self.hand.answer(item, decode(item, allow=self.allow)) for item in items)
 
 
-Watch = Callable[[Outcome], None]
-"""Called after each item."""
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def require_writable(out: Path) -> None:
-    """Make the output folder. Raises OutputError where nothing can be written, before any work is done for it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as probe:
-            probe.write(b"\0")
-            probe.flush()
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise OutputError(f"the output folder cannot be written ({reason}); give another one with --out") from None
+def gpus(device: str) -> list[str]:
+    """The GPUs that workers share, by what the caller said; none where they infer themselves.
 
-
-def predict_items(
-    predictor: Predictor,
-    items: Sequence[Item],
-    out: Path,
-    *,
-    output: str = "default",
-    threshold: float | None = None,
-    watch: Watch = lambda outcome: None,
-) -> list[Outcome]:
-    """Answer each item below `out`: its files, its summary, a line in results.csv; run.json says what ran.
-
-    A bad input fails alone. results.csv and run.json are written even when the run is stopped half-way.
-    Raises OutputError as soon as answers cannot be written, UsageError for an output or threshold that the model
-    does not know.
+    Raises UsageError for a device that is not here.
     """
-    require_writable(out)
-    answers.check_output(output, predictor.package)
-    check_call(predictor.package, threshold=threshold)
-    outcomes: list[Outcome] = []
-    with record.recording(out, "predict", digests={"package": predictor.package.digest}) as run:
-        run.facts |= {"output": output, "threshold": threshold}
-        try:
-            for item in items:
-                outcomes.append(_predict(predictor, item, out, output, threshold))
-                _note(run, outcomes[-1])
-                watch(outcomes[-1])
-        finally:
-            write_files([_results(outcomes)], out)
-    return outcomes
+    if device == "cpu" or (
+        device == "auto" and not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd"))
+    ):
+        return []
+    from medae.backends.torch import choose_device, cuda_devices
 
-
-def _predict(predictor: Predictor, item: Item, out: Path, output: str, threshold: float | None) -> Outcome:
-    start = time.perf_counter()
-    try:
-        summary = _answer(predictor, item, out, output, threshold)
-    except InputError as error:
-        return Outcome(item, "failed", time.perf_counter() - start, code=error.code, reason=str(error))
-    except MedaeError:
-        raise  # the call is wrong or the disk is full: the next item would end the same way
-    except Exception as error:  # a fault of ours must not cost a night's other items; the log says where it was
-        logger.exception("a fault of medae at one item of the batch")
-        reason = f"a fault of medae ({type(error).__name__}), not of this input; the log says where"
-        return Outcome(item, "fault", time.perf_counter() - start, code="fault", reason=reason)
-    return Outcome(item, "done", time.perf_counter() - start, summary)
-
-
-def _answer(predictor: Predictor, item: Item, out: Path, output: str, threshold: float | None) -> dict[str, Any]:
-    """Writes the answer's files and its summary; returns the summary."""
-    image = read_image(item.files if len(item.files) > 1 else item.files[0])
-    prediction = predictor(image, threshold=threshold, probabilities=output == "probabilities")
-    made = answers.answer_files(prediction, predictor.package, stem=item.id, original=image, output=output)
-    files = [file for file in made if file.media_type != "application/json"]  # each item has a summary, once
-    write_files([answers.summary_file(prediction, stem=item.id, files=files), *files], out)
-    return answers.summary(prediction, id=item.id, files=files)
-
-
-def _note(run: record.Run, outcome: Outcome) -> None:
-    if outcome.status == "done":
-        run.done(outcome.item.id)
-    else:
-        run.failed(outcome.item.id, outcome.reason, code=outcome.code)
-
-
-def _results(outcomes: Sequence[Outcome]) -> AnswerFile:
-    """results.csv: a line an item; the names of its scores stand between the fixed columns."""
-    rows = [outcome.row for outcome in outcomes]
-    scores = sorted({name for outcome in outcomes for name in outcome.summary.get("scores", {})})
-    text = io.StringIO()
-    table = csv.DictWriter(text, [*COLUMNS[:3], *scores, *COLUMNS[3:]], restval="")
-    table.writeheader()
-    table.writerows(rows)
-    # a file's name may hold bytes that are no text
-    return AnswerFile("results.csv", "text/csv", text.getvalue().encode(errors="backslashreplace"))
+    if choose_device(device).type == "cpu":
+        return []
+    return cuda_devices() if device in ("auto", "cuda") else [device]

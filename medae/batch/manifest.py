@@ -1,17 +1,22 @@
-"""What a call means by its inputs: files, folders and patterns become a list of items, each one image."""
+"""What a call means by its inputs: files, folders, patterns, lists, archives and URLs become items, each one image."""
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medae.batch.sources import File, Member, is_url, to_bytes
 from medae.errors import UsageError
 from medae.io import dicom
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm")
 """In a folder, a file of such a name counts as an image even when its content says otherwise: it is then a failed
 item with a reason, and is not passed over. Whether a file really is an image, its content decides when it is read."""
+
+LIST_SUFFIXES = (".csv", ".parquet")
+ARCHIVE_SUFFIXES = (".zip", ".tar")
 
 HEAD_BYTES = 132
 
@@ -24,9 +29,19 @@ class Item:
     """One image of a batch."""
 
     id: str
-    """Unique in the batch; the stem of its answers' names."""
-    files: tuple[Path, ...]
-    """One file, or the files of one DICOM series."""
+    """Unique in the batch."""
+    files: tuple[File, ...]
+    """One file, the files of one DICOM series, or the folder of one."""
+    patient: str | None = None
+    target: str | None = None
+    """What a list says about it; kept beside its results."""
+    packages: tuple[str, ...] = ()
+    """The models that are still to answer it; none named: all."""
+
+    @property
+    def stem(self) -> str:
+        """Of its answers' names."""
+        return printable(self.id)
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,110 @@ class Manifest:
     passed_over: int
 
 
+def list_items(inputs: Sequence[str], *, out: Path | None = None, allow: Sequence[str] = ()) -> Manifest:
+    """The items that `inputs` name; `out`, where answers go, is never taken for an input.
+
+    Raises UsageError where an input names nothing, where none holds an image, and where `out` is an input.
+    """
+    listing = Listing(inputs, out=out, allow=allow)
+    return Manifest(tuple(listing), listing.passed_over)
+
+
+class Listing:
+    """The items of a batch, one after the other: the images in files and folders first, then those of lists, archives
+    and URLs in the order of the inputs.
+
+    Single files are one item each, except DICOM files: those of one series are one item, however they were given.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        *,
+        out: Path | None = None,
+        allow: Sequence[str] = (),
+        known: Mapping[bytes, str] | None = None,
+        may_be_empty: bool = False,
+    ) -> None:
+        """allow: the beginnings of the URLs that may be read. known: ids of an earlier listing, by their first file.
+
+        may_be_empty: whether a folder without images is no mistake, as that of a job that recurs.
+        """
+        self._inputs = inputs
+        self._out = out
+        self._allow = allow
+        self._names = _Names(known or {})
+        self._may_be_empty = may_be_empty
+        self.passed_over = 0
+        """Files of folders and archives that are no images (notes, thumbnails), once all items are listed."""
+
+    def __iter__(self) -> Iterator[Item]:
+        """Raises UsageError where an input names nothing, where none holds an image, and where `out` is an input."""
+        named: list[Path] = []
+        found: list[Path] = []
+        others: list[str | Path] = []
+        for number, value in enumerate(self._inputs, 1):
+            paths: Sequence[str | Path] = [value] if is_url(value) else expand(value)
+            if not paths:
+                raise UsageError(f"input {number} of {len(self._inputs)} names no file or folder")
+            for path in paths:
+                if isinstance(path, str) or (path.name.lower().endswith((*LIST_SUFFIXES, *ARCHIVE_SUFFIXES))):
+                    others.append(path)
+                elif path.is_dir():
+                    found += _walk(path, self._out)
+                else:
+                    named.append(path)
+        nothing = True
+        for item in self._items(named, found, others):
+            nothing = False
+            yield item
+        if nothing and not self._may_be_empty:
+            raise UsageError(
+                f"no image among the inputs ({self.passed_over} files looked at); images are PNG, JPEG, TIFF, NIfTI "
+                "and DICOM"
+            )
+
+    def _items(self, named: Sequence[Path], found: Sequence[Path], others: Sequence[str | Path]) -> Iterator[Item]:
+        used = 0
+        for group in _groups(named, [path for path in found if _counts_as_image(path)]):
+            used += len(set(group) - set(named))
+            yield Item(self._names.of(_stem(group), group[0]), group)
+        self.passed_over += len(found) - used
+        for other in others:
+            yield from self._elsewhere(other)
+
+    def _elsewhere(self, other: str | Path) -> Iterator[Item]:
+        if isinstance(other, str):
+            from medae.batch.remote import list_url
+
+            for url in list_url(other, self._allow):
+                yield Item(self._names.of(_stem_of(url.address), url), (url,))
+        elif other.name.lower().endswith(LIST_SUFFIXES):
+            from medae.batch.lists import read_list
+
+            for item in read_list(other):
+                yield (
+                    item
+                    if item.id
+                    else Item(
+                        self._names.of(_stem_of(str(item.files[0])), item.files[0]),
+                        item.files,
+                        item.patient,
+                        item.target,
+                    )
+                )
+        else:
+            from medae.batch.archives import group_members
+
+            groups, passed_over = group_members(other)
+            self.passed_over += passed_over
+            for group in groups:
+                yield Item(
+                    self._names.of(_stem([Path(name) for name in group]), first := Member(other, group[0])),
+                    (first, *(Member(other, name) for name in group[1:])),
+                )
+
+
 def expand(value: str) -> list[Path]:
     """The files and folders that one argument names: itself or, where no such path exists, a pattern such as
     `scans/*.png`. Empty where there is none."""
@@ -44,32 +163,6 @@ def expand(value: str) -> list[Path]:
     if path.exists():
         return [path]
     return sorted(Path(found) for found in glob.glob(value, recursive=True))
-
-
-def list_items(inputs: Sequence[str], *, out: Path | None = None) -> Manifest:
-    """The items that `inputs` name, in their order; `out`, where answers go, is never taken for an input.
-
-    Single files are one item each, except DICOM files: those of one series are one item, however they were given.
-    Raises UsageError where an input names nothing, where none holds an image, and where `out` is an input.
-    """
-    named: list[Path] = []
-    found: list[Path] = []
-    for number, value in enumerate(inputs, 1):
-        paths = expand(value)
-        if not paths:
-            raise UsageError(f"input {number} of {len(inputs)} names no file or folder")
-        for path in paths:
-            if path.is_dir():
-                found += _walk(path, out)
-            else:
-                named.append(path)
-    items = tuple(_items(named, [path for path in found if _counts_as_image(path)]))
-    if not items:
-        raise UsageError(
-            f"no image among the inputs ({len(found)} files looked at); images are PNG, JPEG, TIFF, NIfTI and DICOM"
-        )
-    used = {path for item in items for path in item.files}
-    return Manifest(items, len(set(found) - used))
 
 
 def _walk(folder: Path, out: Path | None) -> Iterator[Path]:
@@ -90,8 +183,13 @@ def _refuse(error: OSError) -> None:
     raise UsageError(f"a folder among the inputs cannot be listed ({type(error).__name__}); its images would be missed")
 
 
+def counts_as_image(name: str) -> bool:
+    """By its name alone."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
 def _counts_as_image(path: Path) -> bool:
-    return path.name.lower().endswith(IMAGE_SUFFIXES) or _is_dicom(path)
+    return counts_as_image(path.name) or _is_dicom(path)
 
 
 def _is_dicom(path: Path) -> bool:
@@ -102,7 +200,8 @@ def _is_dicom(path: Path) -> bool:
         return False  # reading it will say why
 
 
-def _items(named: Sequence[Path], found: Sequence[Path]) -> Iterator[Item]:
+def _groups(named: Sequence[Path], found: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """The files of each item."""
     place = {path: number for number, path in enumerate(dict.fromkeys([*named, *found]))}
     dicom_files = [path for path in place if _is_dicom(path)]
     groups = [tuple(series.paths) for series in dicom.group_series(dicom_files)] if dicom_files else []
@@ -110,36 +209,50 @@ def _items(named: Sequence[Path], found: Sequence[Path]) -> Iterator[Item]:
     # DICOM without a picture (reports, DICOMDIR) is left out of a folder; a named file fails with a reason instead
     alone = (place.keys() - set(dicom_files)) | set(named)
     groups += [(path,) for path in alone - grouped]
-    taken: set[str] = set()
-    for group in sorted(groups, key=lambda group: min(place[path] for path in group)):
-        name = _unique(_stem(group), taken)
-        taken.add(name.casefold())
-        yield Item(name, group)
+    return sorted(groups, key=lambda group: min(place[path] for path in group))
 
 
 def _stem(group: Sequence[Path]) -> str:
     """What answers are called after: the file without its endings, or the folder of a series."""
     first = Path(os.path.abspath(group[0]))  # a link keeps its own name: what it points to may be called by a digest
     if len(group) > 1:
-        return _printable(first.parent.name) or "series"
-    name = first.name
+        return printable(first.parent.name) or "series"
+    return _stem_of(first.name)
+
+
+def _stem_of(path: str) -> str:
+    name = path.rstrip("/").rpartition("/")[2]
     for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
             break
-    return _printable(name) or "image"
+    return printable(name) or "image"
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A name that any file system takes, also with a number and the suffix of an answer behind it."""
+    if len(name) <= STEM_BYTES // 4 and name.isprintable() and "/" not in name and "\\" not in name:
+        return name
     clean = "".join(letter if letter.isprintable() and letter not in "\\/" else "_" for letter in name)
     return clean.encode()[:STEM_BYTES].decode(errors="ignore")
 
 
-def _unique(stem: str, taken: set[str]) -> str:
-    """`stem`, or the first of stem-2, stem-3 ... that is free on any file system (case does not tell names apart)."""
-    number, name = 1, stem
-    while name.casefold() in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    return name
+class _Names:
+    """Gives each item an id that is unique on any file system (case does not tell names apart)."""
+
+    def __init__(self, known: Mapping[bytes, str]) -> None:
+        self._known = known
+        self._taken = {name.casefold() for name in known.values()}
+        self._tried: Counter[str] = Counter()
+
+    def of(self, stem: str, file: File) -> str:
+        """`stem`, or the first of stem-2, stem-3 ... that is free; what the file was called before, if it was."""
+        if self._known and (name := self._known.get(to_bytes(file))) is not None:
+            return name
+        folded = stem.casefold()
+        name = stem
+        while name.casefold() in self._taken:
+            self._tried[folded] += 1
+            name = f"{stem}-{self._tried[folded] + 1}"
+        self._taken.add(name.casefold())
+        return name

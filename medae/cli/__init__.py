@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medae import __version__
+from medae.cli.batch import batch
 from medae.cli.latent import latent
 from medae.cli.options import AsJson, Device, Inputs, Out, Output, Package, keep_heap, require_existing
 from medae.cli.terminal import complain, print_json, stderr
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(batch)
 app.add_typer(latent)
 app.add_typer(token)
 
@@ -99,7 +101,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model on cases with known answers; leaves report.html, metrics.json, cases.csv, run.json under OUT."""
-    from medae.batch.local import require_writable
+    from medae.batch.folder import require_writable
     from medae.evaluation import evaluate
     from medae.package import load
 
@@ -125,8 +127,9 @@ def predict(
     device: Device = "auto",
 ) -> None:
     """Answer images in their own format; leaves answers, summaries, results.csv and run.json under OUT."""
-    from medae.batch.local import predict_items, require_writable
+    from medae.batch.folder import require_writable
     from medae.batch.manifest import list_items
+    from medae.batch.predict import predict_items
     from medae.batch.progress import Progress
     from medae.package import load
     from medae.predictor import Predictor
@@ -137,8 +140,16 @@ def predict(
     predictor = Predictor(model, device=device)
     require_writable(out)
     manifest = list_items(inputs, out=out)
-    with Progress(manifest, out, stderr()) as watch:
-        outcomes = predict_items(predictor, manifest.items, out, output=output, threshold=threshold, watch=watch)
+    with Progress(out / "results.csv", stderr()) as progress:
+        progress.begin(len(manifest.items), passed_over=manifest.passed_over)
+        outcomes = predict_items(
+            predictor,
+            manifest.items,
+            out,
+            output=output,
+            threshold=threshold,
+            watch=lambda outcome: progress.see((outcome,)),
+        )
     if any(outcome.status == "fault" for outcome in outcomes):
         raise typer.Exit(1)
     if any(outcome.status == "failed" for outcome in outcomes):

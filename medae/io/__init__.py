@@ -6,8 +6,10 @@ the input's own format. The format modules are imported when a file needs them.
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -49,9 +51,10 @@ _MAGIC = {
     b"II+\0": "tiff",
     b"MM\0+": "tiff",
 }
+_ZIP = b"PK\x03\x04"
 # what people send by mistake, so that the answer can say what came
 _FOREIGN = {
-    b"PK\x03\x04": "a ZIP archive",
+    _ZIP: "a ZIP archive",
     b"%PDF": "a PDF document",
     b"GIF8": "a GIF picture",
     b"BM": "a BMP picture",
@@ -65,14 +68,18 @@ _FOREIGN = {
 _WHAT_IS_READ = "PNG, JPEG, TIFF, NIfTI (.nii, .nii.gz) and DICOM are read"
 
 
-def read_image(source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMITS) -> Image:
-    """One image from a file (path or bytes), from the files of one DICOM series in any order, or from its folder.
+def read_image(
+    source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMITS, series: int | str | None = None
+) -> Image:
+    """One image from a file (path or bytes), or from the files of one DICOM series: a list in any order, their folder,
+    a DICOMDIR (path) or a zip.
 
     Of a folder all files count, also in folders within it, except hidden ones. Palette pictures become RGB; see
     `read_labels`. NaN is kept, for the model to refuse.
+    series: where there are several, the number of one in the list that the refusal gives, or its SeriesInstanceUID.
     Raises UnreadableImage, UnsupportedImage, LimitExceeded, GeometryError or SeriesError.
     """
-    return _read(source, limits, as_labels=False)
+    return _read(source, limits, series, as_labels=False)
 
 
 def read_labels(source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMITS) -> Image:
@@ -80,7 +87,7 @@ def read_labels(source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMIT
 
     So what encode_labels wrote comes back as the numbers it was made of.
     """
-    return _read(source, limits, as_labels=True)
+    return _read(source, limits, None, as_labels=True)
 
 
 def write_image(image: Image, path: str | PathLike[str]) -> None:
@@ -170,16 +177,42 @@ def encode_png(picture: NDArray[Any]) -> bytes:
     return png.encode(picture)
 
 
-def _read(source: File | Sequence[File], limits: Limits, *, as_labels: bool) -> Image:
-    files = _files(source, limits)
-    kinds = [_kind(_head(file)) for file in files]
-    if kinds and all(kind == "dicom" for kind in kinds):
-        from medae.io import dicom
+def _read(source: File | Sequence[File], limits: Limits, series: int | str | None, *, as_labels: bool) -> Image:
+    with _unpacked(_files(source, limits), limits) as files:
+        kinds = [_kind(_head(file)) for file in files]
+        if kinds and all(kind == "dicom" for kind in kinds):
+            from medae.io import dicom
 
-        return dicom.read_dicom(files, limits)
-    if len(files) != 1:
-        raise SeriesError(f"one image is one file or one DICOM series; what came is {_census(kinds)}")
-    return _reader(kinds[0], as_labels)(_content(files[0], limits), limits)
+            return dicom.read_dicom(files, limits, series=series)
+        if series is not None:
+            raise SeriesError(f"a series is chosen among DICOM files; what came is {_census(kinds)}")
+        if len(files) != 1:
+            raise SeriesError(f"one image is one file or one DICOM series; what came is {_census(kinds)}")
+        return _reader(kinds[0], as_labels)(_content(files[0], limits), limits)
+
+
+@contextmanager
+def _unpacked(files: list[Path | bytes], limits: Limits) -> Iterator[list[Path | bytes]]:
+    """The files themselves or, of one that is a table of others (a zip, a DICOMDIR), those; while the block runs."""
+    head = _head(files[0]) if len(files) == 1 else b""
+    if head.startswith(_ZIP) and _kind(head) == _FOREIGN[_ZIP]:
+        from medae.io import archive
+
+        bounds = archive.Bounds(files=limits.files, bytes=limits.bytes, freely=limits.inflate_freely)
+        with TemporaryDirectory(prefix="medae-") as folder:  # mode 0700
+            yield [*archive.unpack(files[0], Path(folder), bounds, lambda: False)]
+    elif head[128:132] == b"DICM" and isinstance(files[0], Path) and _is_directory(head):
+        from medae.io.dicom_directory import referenced_files
+
+        yield [*referenced_files(files[0], limits)]
+    else:
+        yield files
+
+
+def _is_directory(head: bytes) -> bool:
+    from medae.io.dicom_directory import is_directory
+
+    return is_directory(head)
 
 
 def _files(source: File | Sequence[File], limits: Limits) -> list[Path | bytes]:

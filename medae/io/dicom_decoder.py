@@ -4,8 +4,9 @@ The decoders are C and C++ (gdcm, openjpeg, CharLS, libjpeg); fed with damaged s
 The child is started when first needed, serves one file after the other, and ends when its standard input does, which is
 when its parent has gone, in whatever way. What the decoders print goes nowhere.
 
-Protocol: to the child 8 bytes of length, "P" or "B", a path or a file's bytes; back 8 bytes of length, "A" and an
-array in NumPy's format, or "E" and the name of an exception.
+Protocol: to the child 8 bytes of length, "P" or "B", the frames wanted (their count and their numbers, 4 bytes each), a
+path or a file's bytes; back for each frame 8 bytes of length, "A" and an array in NumPy's format, or, as the last one,
+"E" and the name of an exception.
 """
 
 import atexit
@@ -14,20 +15,24 @@ import struct
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import UID
 
 from medae.errors import UnreadableImage
+from medae.io.dicom_codecs import add_codecs
+from medae.io.dicom_file import opened, read_dataset
 
 SECONDS = 60.0
 """For one picture; what takes longer never ends."""
 
-_LENGTH = struct.Struct(">Q")
+_LENGTH, _NUMBER = struct.Struct(">Q"), struct.Struct(">I")
 _here = False
 
 
@@ -63,38 +68,68 @@ class Decoder:
             with suppress(OSError):  # what was not yet sent has nowhere to go
                 child.stdin.close()
 
-    def decode(self, file: Path | bytes) -> NDArray[Any]:
-        """pydicom's pixel array of a file. Raises UnreadableImage, also where the decoder crashed or hung."""
-        body = b"B" + file if isinstance(file, bytes) else b"P" + os.fsencode(file.absolute())
-        with self._lock:
-            answer = _answer(body) if _here else self._ask(body)
-        if answer[:1] == b"E":
-            raise UnreadableImage(
-                "the DICOM pixel data is damaged, or compressed in a way that no installed decoder reads "
-                f"({answer[1:].decode()})"
-            )
-        pixels: NDArray[Any] = np.load(BytesIO(answer[1:]), allow_pickle=False)
-        return pixels
+    def decode(self, file: Path | bytes, frames: Sequence[int] = (0,)) -> Generator[NDArray[Any]]:
+        """The arrays of a file's frames, one after the other, as pydicom gives them.
 
-    def _ask(self, body: bytes) -> bytes:
+        Close it, where it is not read to its end. Raises UnreadableImage, also where the decoder crashed or hung.
+        """
+        wanted = _NUMBER.pack(len(frames)) + b"".join(map(_NUMBER.pack, frames))
+        body = b"B" + wanted + file if isinstance(file, bytes) else b"P" + wanted + os.fsencode(file.absolute())
+        with self._lock, closing(_answers(body) if _here else self._ask(body, len(frames))) as answers:
+            for answer in answers:
+                if answer[:1] == b"E":
+                    raise UnreadableImage(
+                        "the DICOM pixel data is damaged, or compressed in a way that no installed decoder reads "
+                        f"({answer[1:].decode()})"
+                    )
+                yield np.load(BytesIO(answer[1:]), allow_pickle=False)
+
+    def _ask(self, body: bytes, count: int) -> Generator[bytes]:
+        """The child's answers: `count`, or fewer where the last is an error."""
         if self._child is not None and self._child.poll() is not None:
             self.close()
         if self._child is None:
             self._child = _start()
         child = self._child
         assert child.stdin is not None and child.stdout is not None
-        alarm = threading.Timer(self._seconds, child.kill)
-        alarm.start()
+        is_done = False
         try:
-            _send(child.stdin, body)
-            return _receive(child.stdout)
+            with self._alarm(child):
+                _send(child.stdin, body)
+            for number in range(1, count + 1):
+                with self._alarm(child):
+                    answer = _receive(child.stdout)
+                is_done = number == count or answer[:1] == b"E"
+                yield answer
+                if is_done:
+                    return
         except (OSError, EOFError):
-            self.close()
             raise UnreadableImage(
                 f"the decoder crashed on the DICOM pixel data, or took more than {self._seconds:g} s: it is damaged"
             ) from None
         finally:
+            if not is_done:  # what it still has to say would answer the next question
+                self.close()
+
+    @contextmanager
+    def _alarm(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
+        alarm = threading.Timer(self._seconds, child.kill)
+        alarm.start()
+        try:
+            yield
+        finally:
             alarm.cancel()
+
+
+def decodes(syntax: str) -> bool:
+    """Whether there is a decoder for a compressed transfer syntax."""
+    from pydicom.pixels.decoders.base import get_decoder
+
+    add_codecs()
+    try:
+        return bool(get_decoder(UID(syntax)).is_available)
+    except NotImplementedError:
+        return False
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -124,19 +159,25 @@ def _receive(stream: BinaryIO | Any) -> bytes:
     return body
 
 
-def _answer(body: bytes) -> bytes:
-    from pydicom import dcmread
+def _answers(body: bytes) -> Generator[bytes]:
+    from pydicom.pixels.utils import iter_pixels
 
+    add_codecs()
+    (count,) = _NUMBER.unpack_from(body, 1)
+    begin = 1 + _NUMBER.size * (1 + count)
+    frames = [number for (number,) in _NUMBER.iter_unpack(body[1 + _NUMBER.size : begin])]
     try:
-        file = BytesIO(body[1:]) if body[:1] == b"B" else os.fsdecode(body[1:])
-        buffer = BytesIO(b"A")
-        buffer.seek(1)
-        np.save(buffer, dcmread(file, force=True).pixel_array, allow_pickle=False)
-        return buffer.getvalue()
+        with opened(body[begin:] if body[:1] == b"B" else Path(os.fsdecode(body[begin:]))) as stream:
+            dataset = read_dataset(stream, pixels=True)
+        for pixels in iter_pixels(dataset, indices=frames):
+            buffer = BytesIO(b"A")
+            buffer.seek(1)
+            np.save(buffer, pixels, allow_pickle=False)
+            yield buffer.getvalue()
     except MemoryError:
         raise  # says nothing about the file
     except Exception as error:  # whatever it was, the parent says it in its own words
-        return b"E" + type(error).__name__.encode()
+        yield b"E" + type(error).__name__.encode()
 
 
 def _serve() -> None:
@@ -148,7 +189,8 @@ def _serve() -> None:
             body = _receive(sys.stdin.buffer)
         except EOFError:
             return
-        _send(answers, _answer(body))
+        for answer in _answers(body):
+            _send(answers, answer)
 
 
 if __name__ == "__main__":

@@ -251,6 +251,11 @@ def _even(data: bytes) -> bytes:
 
 
 def _grey(source: Dataset, values_RW: NDArray[Any], padding_RW: NDArray[np.bool_] | None) -> NDArray[Any]:
+    if "ModalityLUTSequence" in source:
+        raise OutputError(
+            "the DICOM source has a modality table, which has no way back to stored values; ask for another output, or "
+            "give the image in another format"
+        )
     slope, intercept = rescale(source)
     bits, is_signed = int(source.BitsStored), int(source.PixelRepresentation) == 1
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if is_signed else (0, (1 << bits) - 1)

@@ -1,6 +1,9 @@
-"""One DICOM file: opened under limits, its header as plain values.
+"""One DICOM file: opened under limits, its data set as plain values.
 
 pydicom raises and warns whatever comes; what leaves this module is one of our errors, and no text of the file with it.
+
+A deflated file (PS3.5 A.5) is packed as a whole, so its size stands behind the packing. It is inflated here, counted:
+a header to a fixed length, pixels as far as the header declares them. pydicom never sees a deflated file.
 """
 
 import logging
@@ -8,26 +11,28 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filebase import DicomBytesIO
 
 # private: only pydicom's own reading of the file meta tells for sure whether pydicom would inflate the rest
-from pydicom.filereader import _read_file_meta_info, read_preamble
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.filereader import _read_file_meta_info, read_partial, read_preamble
+from pydicom.filewriter import write_file_meta_info
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from medae.errors import GeometryError, UnreadableImage, UnsupportedImage
+from medae.errors import UnreadableImage, UnsupportedImage
 from medae.image import Source
-from medae.io.guard import Limits
+from medae.io.guard import inflate_raw
 
 logger = logging.getLogger(__name__)
 
@@ -53,32 +58,15 @@ DAMAGE = (
 )
 """What pydicom, its decoders and highdicom raise on damaged files."""
 
-# fmt: off
-MODALITIES = frozenset((
-    "CR", "CT", "DX", "ES", "GM", "IO", "MG", "MR", "NM", "OP", "OPT", "OT", "PT", "PX", "RF", "RG", "SC", "SM", "US",
-    "XA", "XC",
-))
-# fmt: on
-"""Modalities that messages name; any other value could be anything, so it is called "other"."""
+HEADER_BYTES = 1 << 24
+"""Of a deflated file, what may come before its pixels; headers of enhanced images with thousands of frames reach 8 MB.
+"""
 
-GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
-COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
-PALETTE = "PALETTE COLOR"
+_MOST_ELEMENTS = 20_000
+# two or three for each element, also in sequences: 5000 frames of an enhanced image make 600 000
+_MOST_READS = 1_000_000
+_PIXELS = range(0x7FE00008, 0x7FE00011)  # float, double float and integer pixel data
 
-_NOT_PICTURES = {
-    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
-    "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
-    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
-    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
-}
-# fmt: off
-_SLICE_TAGS = [
-    "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient",
-    "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "Rows", "Columns",
-    "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
-    "ModalityLUTSequence",
-]
-# fmt: on
 # PS3.5 6.2: the value representations with which the first element of a header can begin
 _FIRST_ELEMENT_VR = re.compile(rb"(AE|AS|CS|DA|DT|IS|LO|OB|PN|SH|TM|UI|UL)")
 
@@ -89,46 +77,13 @@ class DicomSource(Source):
 
     format: str = "dicom"
     datasets: tuple[Dataset, ...] = ()
+    """One of each file: of single-frame files the n-th belongs to slice n."""
     padding: NDArray[np.bool_] | None = None
     """(slices, rows, columns): pixels that hold PixelPaddingValue, no measurement; None where there are none."""
     origins: tuple[tuple[int, int], ...] = ()
     """Of each dataset: which of the files that were read it is, and how many bytes its header has there."""
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """One single-frame image by its header. Lengths in mm, directions and positions in DICOM's LPS axes."""
-
-    file: Path | bytes
-    size: int
-    """Bytes of the file."""
-    header_size: int
-    """Those before its pixels."""
-    dataset: Dataset
-    series: str
-    modality: str
-    rows: int
-    columns: int
-    channels: int
-    position: NDArray[np.float64] | None
-    """Of the centre of the first pixel."""
-    directions: NDArray[np.float64] | None
-    """(2, 3) unit vectors: where rows run (column index grows), where columns run (row index grows)."""
-    spacing: tuple[float, float] | None
-    """Between rows, between columns."""
-    frame_of_reference: str | None
-    is_localiser: bool
-    kind: tuple[str | int, ...]
-    """What the slices of one volume have in common, beside their directions and spacing."""
-
-    @property
-    def in_space(self) -> bool:
-        return self.position is not None and self.directions is not None and self.spacing is not None
-
-    @property
-    def normal(self) -> NDArray[np.float64]:
-        assert self.directions is not None
-        return np.cross(*self.directions)
+    frames: tuple[tuple[int, int], ...] = ()
+    """Where a file has several frames: of each slice, its dataset and its frame there, both from 0. Else empty."""
 
 
 class NoPicture(UnsupportedImage):
@@ -165,22 +120,6 @@ def is_dicom(head: bytes) -> bool:
     return little[0] == 0x0008 and little[1] <= 0x0070 and int.from_bytes(head[4:8], "little") <= 64
 
 
-def read_slice(file: Path | bytes, limits: Limits, *, whole: bool = True) -> Slice:
-    """The header of one single-frame image, or just what a Slice says of it; pixels stay undecoded.
-
-    Raises UnreadableImage, UnsupportedImage (NoPicture for other DICOM objects), GeometryError or LimitExceeded.
-    """
-    with opened(file) as stream:
-        size = stream.seek(0, 2)
-        stream.seek(0)
-        limits.admit_bytes(size)
-        dataset = read_dataset(stream, pixels=False, tags=None if whole else _SLICE_TAGS)
-        header_size = stream.tell()
-    with guarded("the DICOM header is damaged"):
-        _require_picture(dataset)
-        return _slice(file, size, header_size, dataset)
-
-
 @contextmanager
 def opened(file: Path | bytes) -> Iterator[BinaryIO]:
     """A stream at the start of what looks like DICOM. Raises UnreadableImage or UnsupportedImage."""
@@ -198,114 +137,68 @@ def opened(file: Path | bytes) -> Iterator[BinaryIO]:
         yield stream
 
 
+def read_header(file: Path | bytes, size: int) -> FileDataset:
+    """The header of a file whose header is known to have `size` bytes (inflated, where it is deflated)."""
+    with opened(file) as stream:
+        plain, _ = as_plain(stream, size)
+        return read_dataset(BytesIO(plain.read(size)), pixels=False)
+
+
 def read_dataset(stream: BinaryIO, *, pixels: bool, tags: list[str] | None = None) -> FileDataset:
-    """The header, or all of it, without ever inflating. Raises UnreadableImage or UnsupportedImage."""
+    """What stands before the pixels, or all up to their end, of a stream that is not deflated.
+
+    A header of more elements than any has is not read to its end: 16 MB of zeros would be two million of them.
+    Raises UnreadableImage.
+    """
+    metered = _Metered(stream)
+    last = _PIXELS.stop if pixels else _PIXELS.start
+    with guarded("the DICOM header is damaged"):
+        wanted: list[BaseTag | int] | None = None if tags is None else [Tag(name) for name in tags]
+        return read_partial(cast(BinaryIO, metered), metered.stops_at(last), force=True, specific_tags=wanted)
+
+
+class _Metered:
+    """A stream that gives up on a reader of too many elements."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._read, self._reads = stream.read, 0
+        self.tell, self.seek = stream.tell, stream.seek
+
+    def read(self, size: int = -1) -> bytes:
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise UnreadableImage("the DICOM header has more elements than any; it is damaged, or forged")
+        return self._read(size)
+
+    def stops_at(self, last: int) -> Callable[[BaseTag, str | None, int], bool]:
+        """pydicom's `stop_when`: before the first element from `last` on; it sees those at the top of the header."""
+        elements = 0
+
+        def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
+            nonlocal elements
+            elements += 1
+            if elements > _MOST_ELEMENTS:
+                raise UnreadableImage("the DICOM header has more elements than any; it is damaged, or forged")
+            return bool(tag >= last)
+
+        return stop
+
+
+def as_plain(stream: BinaryIO, most: int) -> tuple[BinaryIO, bool]:
+    """The stream itself or, of a deflated file, its first `most` bytes as they are without packing; and which it was.
+
+    Raises UnreadableImage where the deflated data is damaged.
+    """
     with guarded("the DICOM header is damaged"):
         read_preamble(stream, force=True)
-        syntax = _read_file_meta_info(stream).get("TransferSyntaxUID")
-        if syntax == DeflatedExplicitVRLittleEndian:
-            # pydicom inflates all of it before it shows anything: 1 MB can become 1 GB
-            raise UnsupportedImage(
-                "the whole DICOM file is deflated, so its size cannot be checked before it is unpacked; "
-                "store it in another transfer syntax first (dcmconv +te)"
-            )
-        stream.seek(0)
-        return dcmread(stream, force=True, stop_before_pixels=not pixels, specific_tags=tags)
-
-
-def _require_picture(dataset: Dataset) -> None:
-    """Raises UnsupportedImage unless this is one grey or colour picture of 8 or 16 bits."""
-    kind = _NOT_PICTURES.get(str(dataset.get("SOPClassUID", "")))
-    if kind is not None:
-        raise UnsupportedImage(f"this DICOM file is {kind}, not an image; give the images that it was made from")
-    if dataset.get("Rows") is None or dataset.get("Columns") is None:
-        raise NoPicture(
-            "this DICOM file holds no picture (a report, plan, waveform or directory, or an image cut short); "
-            "give the image files"
-        )
-    frames = dataset.get("NumberOfFrames")
-    if frames not in (None, "") and int(frames) != 1:
-        raise UnsupportedImage(
-            f"this DICOM file holds {int(frames)} frames; one frame a file is read: convert it to single-frame files"
-        )
-    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    if allocated not in (8, 16) or not 1 <= stored <= allocated or dataset.get("HighBit", stored - 1) != stored - 1:
-        raise UnsupportedImage(
-            f"the pixels have {stored} of {allocated} bits; 8 and 16 bits allocated, low bits stored, are read"
-        )
-    if "ModalityLUTSequence" in dataset:
-        raise UnsupportedImage("the pixels have a modality look-up table; a rescale slope and intercept is read")
-
-
-def _slice(file: Path | bytes, size: int, header_size: int, dataset: Dataset) -> Slice:
-    position, directions = _vectors(dataset)
-    modality = str(dataset.get("Modality", ""))
-    kinds = dataset.get("ImageType") or ()
-    is_localiser = not isinstance(kinds, str) and "LOCALIZER" in [str(kind).strip() for kind in kinds]
-    frame = str(dataset.get("FrameOfReferenceUID") or "")
-    rows, columns, channels = int(dataset.Rows), int(dataset.Columns), _channels(dataset)
-    sop_class, bits = str(dataset.get("SOPClassUID", "")), int(dataset.BitsAllocated)
-    return Slice(
-        file=file,
-        size=size,
-        header_size=header_size,
-        dataset=dataset,
-        series=str(dataset.get("SeriesInstanceUID", "")),
-        modality=modality if modality in MODALITIES else "other",
-        rows=rows,
-        columns=columns,
-        channels=channels,
-        position=position,
-        directions=directions,
-        spacing=_spacing(dataset, in_space=position is not None),
-        frame_of_reference=frame or None,
-        is_localiser=is_localiser,
-        kind=(sop_class, modality, frame, rows, columns, channels, bits, is_localiser),
-    )
-
-
-def _channels(dataset: Dataset) -> int:
-    photometric, samples = str(dataset.PhotometricInterpretation), int(dataset.get("SamplesPerPixel", 1))
-    if photometric in GREY and samples == 1:
-        return 1
-    if (photometric in COLOUR and samples == 3) or (photometric == PALETTE and samples == 1):
-        return 3
-    raise UnsupportedImage(
-        f"the pixels have {samples} samples in a colour space that is not read; "
-        "grey (MONOCHROME1, MONOCHROME2), RGB, YBR and PALETTE COLOR are"
-    )
-
-
-def _vectors(dataset: Dataset) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
-    """Position and (2, 3) directions in LPS, both or neither. Raises GeometryError where they are no frame."""
-    position, orientation = dataset.get("ImagePositionPatient"), dataset.get("ImageOrientationPatient")
-    if not position or not orientation:
-        return None, None
-    origin = np.array([float(value) for value in position])
-    directions = np.array([float(value) for value in orientation])
-    if origin.shape != (3,) or directions.shape != (6,) or not np.isfinite([*origin, *directions]).all():
-        raise GeometryError("the DICOM position needs 3 and the orientation 6 finite numbers; this header has others")
-    directions = directions.reshape(2, 3)
-    lengths = np.linalg.norm(directions, axis=1)
-    # two-digit direction cosines are met in practice; beyond a hundredth the angle would shift the picture's rim
-    if np.abs(lengths - 1).max() > 1e-2 or abs(float(directions[0] @ directions[1])) > 1e-2:
-        raise GeometryError(
-            f"the DICOM orientation is not two perpendicular unit vectors: lengths {lengths.round(3).tolist()}, "
-            f"dot product {float(directions[0] @ directions[1]):.3g} (at most 0.01 off is allowed)"
-        )
-    return origin, directions / lengths[:, None]
-
-
-def _spacing(dataset: Dataset, *, in_space: bool) -> tuple[float, float] | None:
-    # a projection's detector spacing is the best there is for a picture; for a slice in space it would be wrong
-    names = ["PixelSpacing"] if in_space else ["PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"]
-    for name in names:
-        values = dataset.get(name)
-        if values:
-            between_rows, between_columns = (float(value) for value in values)
-            if not (0 < between_rows < np.inf and 0 < between_columns < np.inf):
-                raise GeometryError(
-                    f"the DICOM pixel spacing is {between_rows:g} x {between_columns:g} mm; both must be above 0"
-                )
-            return between_rows, between_columns
-    return None
+        meta = _read_file_meta_info(stream)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            stream.seek(0)
+            return stream, False
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        plain = DicomBytesIO()
+        plain.write(bytes(128) + b"DICM")
+        write_file_meta_info(plain, meta, enforce_standard=False)
+    packed = stream.read()
+    plain.write(inflate_raw(packed, max(most - plain.tell(), 0)))
+    return BytesIO(plain.getvalue()), True

@@ -1,39 +1,59 @@
 """The pixels of one DICOM file, checked against its header before a decoder allocates anything."""
 
 import struct
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.encaps import get_frame
-from pydicom.pixels.processing import apply_color_lut
+from pydicom.encaps import generate_frames
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from medae.errors import UnreadableImage
-from medae.io.dicom_decoder import Decoder
-from medae.io.dicom_file import PALETTE, Slice, guarded, opened, read_dataset
+from medae.errors import UnreadableImage, UnsupportedImage
+from medae.io.dicom_decoder import Decoder, decodes
+from medae.io.dicom_file import as_plain, guarded, opened, read_dataset
+from medae.io.dicom_frames import FLOAT_BITS, PALETTE, Slice, functional_group
 
 _decoder = Decoder()
+_HEAD_OF_PIXELS = 12
+"""Bytes of the longest element head before pixel data: tag, VR and length."""
 
 
-def stored_pixels(at: Slice) -> NDArray[Any]:
-    """(channels, rows, columns) as stored, before any rescale; colour as RGB.
+def stored_frames(slices: Sequence[Slice]) -> Generator[NDArray[Any]]:
+    """Of slices of one file, each its (channels, rows, columns) as stored, before any rescale; colour as RGB.
 
     The declared size has been checked against the limits; here it is checked against the pixels that came.
     """
-    with opened(at.file) as stream:
-        dataset = read_dataset(stream, pixels=True)
-    if "PixelData" not in dataset:
-        kind = "float pixels, which medae does not read" if "FloatPixelData" in dataset else "no pixel data"
-        raise UnreadableImage(f"the DICOM file declares {at.rows} x {at.columns} pixels and has {kind}")
+    first = slices[0]
+    with opened(first.file) as stream:
+        plain, _ = as_plain(stream, first.header_size + _HEAD_OF_PIXELS + first.stored_bytes)
+        dataset = read_dataset(plain, pixels=True)
+    if not any(name in dataset for name in ("PixelData", *FLOAT_BITS)):
+        raise UnreadableImage(f"the DICOM file declares {first.rows} x {first.columns} pixels and has no pixel data")
     with guarded("the DICOM pixel data is damaged"):
         _name_transfer_syntax(dataset)
-        _require_whole(dataset, at)
+        _require_whole(dataset, first)
+        frames = [at.frame for at in slices]
         is_compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
-        pixels = _decoder.decode(at.file) if is_compressed else dataset.pixel_array
-        if dataset.PhotometricInterpretation == PALETTE:
-            pixels = _palette_to_rgb(pixels, dataset)
+    decoded = _decoder.decode(first.file, frames) if is_compressed else _uncompressed(dataset, frames)
+    with closing(decoded):
+        for at in slices:
+            with guarded("the DICOM pixel data is damaged"):
+                pixels = next(decoded)
+                if dataset.PhotometricInterpretation == PALETTE:
+                    pixels = _palette_to_rgb(pixels, dataset)
+            yield _planes(pixels, at)
+
+
+def _uncompressed(dataset: FileDataset, frames: Sequence[int]) -> Generator[NDArray[Any]]:
+    yield from iter_pixels(dataset, indices=frames)
+
+
+def _planes(pixels: NDArray[Any], at: Slice) -> NDArray[Any]:
     planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
     if planes.shape != (at.channels, at.rows, at.columns):
         raise UnreadableImage(
@@ -43,10 +63,28 @@ def stored_pixels(at: Slice) -> NDArray[Any]:
     return planes.astype(planes.dtype.newbyteorder("="), copy=False)
 
 
-def rescale(dataset: Dataset) -> tuple[float, float]:
-    """(slope, intercept) of stored -> modality values; (1, 0) where the file gives none."""
+def modality_values(stored_RW: NDArray[Any], at: Slice) -> NDArray[Any]:
+    """What the scanner measured: stored values through the modality table, or rescaled as this frame says.
+
+    Never through the VOI table or a window, which are for eyes (PS3.3 C.11.1, C.11.2).
+    """
+    if "ModalityLUTSequence" in at.dataset:
+        values: NDArray[Any] = apply_modality_lut(stored_RW, at.dataset)
+        return values
+    slope, intercept = rescale(at.dataset, at.frame)
+    return stored_RW * slope + intercept  # float64 until it is stored
+
+
+def value_type(stored: np.dtype[Any]) -> type[np.floating[Any]]:
+    """What holds the modality values of such samples: float32 has 24 bits, which more than 16 may exceed."""
+    return np.float64 if stored.itemsize > (4 if stored.kind == "f" else 2) else np.float32
+
+
+def rescale(dataset: Dataset, frame: int = 0) -> tuple[float, float]:
+    """(slope, intercept) of a frame's stored -> modality values; (1, 0) where the file gives none."""
+    source = functional_group(dataset, frame, "PixelValueTransformationSequence") or dataset
     slope, intercept = (
-        float(default if dataset.get(name) in (None, "") else dataset.get(name))
+        float(default if source.get(name) in (None, "") else source.get(name))
         for name, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
     )
     if not np.isfinite([slope, intercept]).all() or slope == 0:
@@ -54,24 +92,32 @@ def rescale(dataset: Dataset) -> tuple[float, float]:
     return slope, intercept
 
 
-def padding_values(dataset: Dataset) -> tuple[int, int] | None:
+def padding_values(dataset: Dataset) -> tuple[float, float] | None:
     """PixelPaddingValue and the other end of its range: stored values "outside the picture" (PS3.3 C.7.5.1.1.2)."""
-    if dataset.get("PixelPaddingValue") in (None, ""):
-        return None
-    value = int(dataset.PixelPaddingValue)
-    limit = dataset.get("PixelPaddingRangeLimit")
-    limit = value if limit in (None, "") else int(limit)
-    if dataset.PixelRepresentation == 1:  # often written as unsigned although pixels are signed
-        half, full = 1 << (dataset.BitsAllocated - 1), 1 << dataset.BitsAllocated
-        value, limit = (end - full if end >= half else end for end in (value, limit))
-    return value, limit
+    is_real = dataset.get("PixelRepresentation") is None
+    for kind in ("Float", "DoubleFloat") if is_real else ("",):
+        value = dataset.get(f"{kind}PixelPaddingValue")
+        if value in (None, ""):
+            continue
+        limit = dataset.get(f"{kind}PixelPaddingRangeLimit")
+        limit = value if limit in (None, "") else limit
+        if kind:
+            return float(value), float(limit)
+        return _signed(int(value), dataset), _signed(int(limit), dataset)
+    return None
+
+
+def _signed(value: int, dataset: Dataset) -> int:
+    """Padding is often written as unsigned although pixels are signed."""
+    is_wrong = dataset.PixelRepresentation == 1 and value >= 1 << (dataset.BitsAllocated - 1)
+    return value - (1 << dataset.BitsAllocated) if is_wrong else value
 
 
 def _name_transfer_syntax(dataset: FileDataset) -> None:
     """A file without file meta does not name its transfer syntax; how its header was encoded tells."""
     if "TransferSyntaxUID" in dataset.file_meta:
         return
-    if dataset["PixelData"].is_undefined_length:
+    if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
         raise UnreadableImage("the pixels are compressed and the file does not say how: its file meta group is missing")
     is_implicit, is_little_endian = dataset.original_encoding
     explicit = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
@@ -80,16 +126,28 @@ def _name_transfer_syntax(dataset: FileDataset) -> None:
 
 def _require_whole(dataset: FileDataset, at: Slice) -> None:
     """Raises UnreadableImage unless the pixel data can be what the header declares, before a decoder allocates."""
-    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        samples = 2 if dataset.PhotometricInterpretation == "YBR_FULL_422" else int(dataset.get("SamplesPerPixel", 1))
-        needed = at.rows * at.columns * samples * dataset.BitsAllocated // 8
-        if len(dataset.PixelData) < needed:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        is_halved = dataset.PhotometricInterpretation == "YBR_FULL_422"
+        samples = 2 if is_halved else int(dataset.get("SamplesPerPixel", 1))
+        needed = at.frames * at.rows * at.columns * samples * dataset.BitsAllocated // 8
+        came = len(next(dataset[name].value for name in ("PixelData", *FLOAT_BITS) if name in dataset))
+        if came < needed:
             raise UnreadableImage(
-                f"the DICOM header declares {needed} bytes of pixels, {len(dataset.PixelData)} came: "
+                f"the DICOM header declares {needed} bytes of pixels, {came} came: "
                 "the file is truncated, or its header is wrong"
             )
         return
-    stream = _codestream(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    if not decodes(syntax):
+        raise UnsupportedImage(
+            "the pixels are compressed in a way that is not read (video, or a rare one); JPEG, JPEG-LS, JPEG 2000, "
+            "HTJ2K and RLE are. Store it in one of these (dcmconv, gdcmconv)"
+        )
+    for stream in generate_frames(dataset.PixelData, number_of_frames=at.frames):
+        _require_same_size(_codestream(stream), dataset, at)
+
+
+def _require_same_size(stream: tuple[int, int, int, int] | None, dataset: FileDataset, at: Slice) -> None:
     samples, most = int(dataset.get("SamplesPerPixel", 1)), int(dataset.BitsAllocated)
     if stream is not None and (stream[:3] != (at.rows, at.columns, samples) or not 1 <= stream[3] <= most):
         raise UnreadableImage(

@@ -7,6 +7,9 @@ from pydantic import PositiveInt
 from medae.errors import LimitExceeded, UnreadableImage
 from medae.settings import Settings
 
+PLAUSIBLE_RATIO = 100
+"""Decoded bytes for one that came, of data that is packed as a whole; images of scanners and cameras reach 20."""
+
 # Deflate cannot do better than 1032:1 (zlib's technical note: 258 bytes from 2 bits), so more is not whole.
 DEFLATE_RATIO = 1032
 _PIECE = 1 << 20
@@ -68,6 +71,14 @@ class Limits(Settings):
                 f"{self.inflate_ratio} for one; the header is forged or the file is damaged"
             )
 
+    def admit_inflated(self, count: int, *, stored: int) -> None:
+        """What `stored` bytes, packed as a whole, are about to become. Raises LimitExceeded where that is too much."""
+        if count > max(self.inflate_freely, PLAUSIBLE_RATIO * stored):
+            raise LimitExceeded(
+                f"the header declares {count} bytes unpacked from {stored} that came, more than {PLAUSIBLE_RATIO} for "
+                "one; send it unpacked"
+            )
+
 
 DEFAULT_LIMITS = Limits()
 
@@ -78,6 +89,21 @@ def inflate_head(data: bytes, count: int) -> bytes:
         return zlib.decompressobj(wbits=31).decompress(data[: count + 4096], count)
     except zlib.error:
         return b""
+
+
+def inflate_raw(data: bytes, most: int) -> bytes:
+    """At most the first `most` bytes of raw deflate `data`, as a deflated DICOM file has them.
+
+    Raises UnreadableImage where the data is damaged, or ends early.
+    """
+    inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+    try:
+        plain = inflater.decompress(data, most) if most else b""
+    except zlib.error:
+        raise UnreadableImage("the deflated data is damaged: it does not inflate") from None
+    if len(plain) < most and not inflater.eof:
+        raise UnreadableImage(f"the deflated data ends early, after {len(plain)} bytes; the file is truncated")
+    return plain
 
 
 def inflate(data: bytes, count: int) -> bytearray:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medae.backends.code_report import CodeReport
 from medae.backends.torch import TorchBackend
 from medae.calibration import FEWEST_REFERENCES, Calibration
 from medae.data import Case
@@ -55,11 +56,13 @@ def validate(
     predictor = Predictor(package, backend=TorchBackend(network, str(device)))
     results: list[CaseResult] = []
     shown: list[Measured] = []
+    code = CodeReport(network, package.card)
     for index, case in enumerate(cases):
         if stop.asked:
             return None
         try:
             measured = measure(predictor, experiment.data.read(case, labels=labels_of(experiment)), index)
+            code.see(measured.images["input"])
         except InputError as error:
             logger.warning("case %s (validation) is left out: %s", case.id, error)
             results.append(CaseResult(case.id, case.label, {}, str(error)))
@@ -71,7 +74,7 @@ def validate(
     values = [result.values[name] for result in results if name in result.values]
     # there are only normal cases to detect nothing in, and what the images are does not change
     summary = summarise(experiment.task, results)
-    summary = {name: value for name, value in summary.items() if name not in ("detection", *TRIVIAL)}
+    summary = {name: value for name, value in summary.items() if name not in ("detection", *TRIVIAL)} | code.summary()
     return Validated(package, summary, float(np.mean(values)) if values else float("nan"), shown)
 
 

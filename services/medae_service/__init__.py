@@ -5,7 +5,6 @@ service.py     the BentoML service, one instance a worker
 security.py    who may come in: Host, Origin, token, size; answers' security headers
 app.py         routes, and the way of a request through them
 uploads.py     multipart bodies, streamed and counted
-archives.py    zips, unpacked with nothing in them believed
 decoding.py    uploads -> image, in a pool of child processes
 decoder.py     one such child, confined
 decoded.py     what a child sends, judged as if an attacker had sent it

@@ -12,9 +12,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +23,6 @@ from medae.image import Geometry, Image, Source
 from medae.settings import Settings
 from medae_service import decoder
 from medae_service.uploads import Uploaded
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +49,7 @@ class _Nifti(Settings):
 class _Dicom(Settings):
     format: Literal["dicom"]
     origins: tuple[tuple[NonNegativeInt, PositiveInt], ...]
+    frames: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
     padding: bool
 
 
@@ -175,19 +171,12 @@ def _source(said: _Raster | _Nifti | _Dicom, padding: NDArray[np.bool_] | None, 
         from medae.io.nifti import NiftiSource
 
         return NiftiSource(header=bytes.fromhex(said.header))
-    from medae.io.dicom import DicomSource
+    from medae.io.dicom_file import DicomSource, read_header
 
-    if sorted(index for index, _ in said.origins) != list(range(len(files))):
+    indices = {index for index, _ in said.origins}
+    if len(indices) != len(said.origins) or not indices <= set(range(len(files))):
         raise DecoderFault("a decoder made headers up")
-    datasets = tuple(_header(files[index], size) for index, size in said.origins)
-    return DicomSource("dicom", datasets, padding, said.origins)
-
-
-def _header(file: Uploaded, size: int) -> "Dataset":
-    """The header of a DICOM file, as the decoder has read it. Raises UnreadableImage or UnsupportedImage."""
-    from medae.io.dicom_file import read_dataset
-
-    if isinstance(file, Path):
-        with file.open("rb") as stream:
-            return read_dataset(BytesIO(stream.read(size)), pixels=False)
-    return read_dataset(BytesIO(file[:size]), pixels=False)
+    if any(dataset >= len(indices) for dataset, _ in said.frames):
+        raise DecoderFault("a decoder made frames up")
+    datasets = tuple(read_header(files[index], size) for index, size in said.origins)
+    return DicomSource("dicom", datasets, padding, said.origins, said.frames)

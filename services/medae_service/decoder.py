@@ -178,7 +178,7 @@ def _described(image: Any) -> tuple[dict[str, Any], list[Any]]:
     elif isinstance(source, NiftiSource):
         said["header"] = source.header.hex()
     elif isinstance(source, DicomSource):
-        said |= {"origins": source.origins, "padding": source.padding is not None}
+        said |= {"origins": source.origins, "frames": source.frames, "padding": source.padding is not None}
         if source.padding is not None:
             blobs.append(np.ascontiguousarray(source.padding))
     geometry = image.geometry

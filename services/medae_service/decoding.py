@@ -84,7 +84,7 @@ class Decoders:
         try:
             async with asyncio.timeout(settings.decode_seconds):
                 body, file = await child.ask(files, as_labels)
-            reply = judged(body, file, most=settings.decode_memory_bytes, most_header=(1 << 16) + 64 * len(files))
+            reply = judged(body, file, most=settings.decode_memory_bytes, most_header=(1 << 18) + 64 * len(files))
         except TimeoutError:
             self._replace(child)
             raise _refusal(f"it was not decoded within {settings.decode_seconds:g} s") from None

@@ -23,7 +23,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from medae.errors import LimitExceeded
-from medae_service.archives import Bounds, is_zip, unpack
+from medae.io.archive import Bounds, is_zip, unpack
 from medae_service.problems import Refusal
 from medae_service.settings import WorkerSettings
 
@@ -74,13 +74,16 @@ async def _unpacked(files: list[Uploaded], parts: "_Parts", settings: WorkerSett
         work = partial(unpack, files[0], parts.new_folder(), bounds, unwanted.is_set)
         job = asyncio.ensure_future(asyncio.to_thread(work))
         try:
-            return list(await asyncio.shield(job))
+            unpacked = await asyncio.shield(job)
         except asyncio.CancelledError:
             unwanted.set()
             await asyncio.wait([job])
             raise
     except OSError:
         raise _no_space() from None
+    if not unpacked:
+        raise Refusal(422, "no-file", "the zip holds no file; send one with the files of one series, or with one image")
+    return list(unpacked)
 
 
 def _head(file: Uploaded) -> bytes:

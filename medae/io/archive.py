@@ -1,4 +1,4 @@
-"""A zip that was sent instead of files: unpacked into the spool, with nothing in it believed.
+"""A zip that was given instead of files: unpacked into a private folder, with nothing in it believed.
 
 Names are looked at only to refuse those that would lead out of a folder; what is unpacked has names of ours. Sizes are
 counted while they grow. The whole is judged against the bytes that really came, so that entries which share their data
@@ -18,18 +18,15 @@ from pathlib import Path
 from typing import IO
 
 from medae.errors import LimitExceeded, UnreadableImage, UnsupportedImage
+from medae.io.dicom_directory import is_directory
+from medae.io.guard import PLAUSIBLE_RATIO
 from medae.settings import Settings
-from medae_service.problems import Refusal
-
-RATIO = 100
-"""Unpacked bytes for one that came, above what any zip may unpack to; images of scanners and cameras reach 20."""
 
 _PIECE = 1 << 20
 _ENTRY_BYTES = 256  # of an entry in the table of contents, on average: 46, the name, times and owners
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
 _DRIVE = re.compile("[A-Za-z]:")
-_DICOMDIR = b"UI\x14\0001.2.840.10008.1.3.10"  # Media Storage Directory Storage (PS3.6), as a file meta element
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -59,9 +56,9 @@ def is_zip(head: bytes) -> bool:
 def unpack(archive: Path | bytes, folder: Path, bounds: Bounds, is_unwanted: Callable[[], bool]) -> list[Path]:
     """The files of a zip, in its order, under names of ours in `folder`; as far as it gets when it becomes unwanted.
 
-    Left out: folders, files that systems hide, and the directory of a DICOM medium.
-    Raises UnreadableImage (damaged), UnsupportedImage (encrypted, nested, or not safe), LimitExceeded, and Refusal
-    (422) where no file is in it. OSError where the disk is full.
+    Left out: folders, files that systems hide, and the directory of a DICOM medium; so there may be none.
+    Raises UnreadableImage (damaged), UnsupportedImage (encrypted, nested, or not safe) and LimitExceeded. OSError where
+    the disk is full.
     """
     with _opened(archive, bounds) as (table, came):
         entries = [entry for entry in table.infolist() if _is_wanted(entry)]
@@ -79,8 +76,6 @@ def unpack(archive: Path | bytes, folder: Path, bounds: Bounds, is_unwanted: Cal
                 kept.append(path)
             else:
                 path.unlink()
-    if not kept:
-        raise Refusal(422, "no-file", "the zip holds no file; send one with the files of one series, or with one image")
     return kept
 
 
@@ -149,10 +144,10 @@ def _admit(entries: list[zipfile.ZipInfo], came: int, bounds: Bounds) -> None:
 def _admit_bytes(count: int, came: int, bounds: Bounds) -> None:
     if count > bounds.bytes:
         raise LimitExceeded(f"the zip unpacks to {count} bytes, at most {bounds.bytes} are allowed; send less at once")
-    if count > max(bounds.freely, RATIO * came):
+    if count > max(bounds.freely, PLAUSIBLE_RATIO * came):
         raise LimitExceeded(
-            f"the zip unpacks to {count} bytes from {came} that came, more than {RATIO} for one; send the files as "
-            "they are"
+            f"the zip unpacks to {count} bytes from {came} that came, more than {PLAUSIBLE_RATIO} for one; send the "
+            "files as they are"
         )
 
 
@@ -175,4 +170,4 @@ def _extract(
 def _may_be_image(head: bytes) -> bool:
     if is_zip(head):
         raise UnsupportedImage("there is a zip in the zip; pack the image files themselves")
-    return not (head[128:132] == b"DICM" and _DICOMDIR in head[:1024])
+    return not is_directory(head)

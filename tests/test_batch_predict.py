@@ -1,39 +1,33 @@
-"""The local batch: what its inputs mean, that a bad item fails alone, and that nothing half-written is left."""
+"""`medae predict`: a bad item fails alone, and nothing half-written is left."""
 
 import csv
 import errno
 import json
 import logging
 import os
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
-from pydicom.data import get_testdata_file
-from pydicom.uid import generate_uid
 from rich.console import Console
 
 from medae import io
-from medae.batch import local
-from medae.batch.local import Outcome, predict_items, require_writable
-from medae.batch.manifest import Item, Manifest, expand, list_items
+from medae.batch import predict, work
+from medae.batch.folder import require_writable
+from medae.batch.manifest import Item, list_items
+from medae.batch.predict import predict_items
 from medae.batch.progress import Progress
+from medae.batch.work import Outcome
 from medae.errors import OutputError, UsageError
-from medae.image import Image
-from medae.io.answer import Label
 from medae.package import ModelPackage
 from medae.predictor import Predictor
-from medae.tasks import Segmentation
-from tests.conftest import untrained_package
+from tests.batch_parts import segmenter, write_pictures
 
 
 @pytest.fixture(scope="module")
 def package() -> ModelPackage:
-    task = Segmentation(kind="segmentation", labels=(Label(name="thing", colour=(255, 0, 0)),))
-    return untrained_package(task, {"kind": "unet", "dims": 2, "features": (4, 8), "strides": (2,)})
+    return segmenter()
 
 
 @pytest.fixture(scope="module")
@@ -43,73 +37,12 @@ def predictor(package: ModelPackage) -> Predictor:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Three grey pictures of odd sizes in a folder, with a note beside them."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name, shape in (("a", (17, 23)), ("b", (21, 16)), ("c", (16, 16))):
-        pixels = np.random.default_rng(3).integers(0, 255, shape, dtype=np.uint8)
-        io.write_image(Image.from_picture(pixels), folder / f"{name}.png")
-    (folder / "notes.txt").write_text("about these pictures")
-    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
-    return folder
-
-
-def write_series(folder: Path, positions_mm: list[float], uid: str | None = None) -> list[Path]:
-    """A CT series whose slices lie at the given positions, in files of mixed order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    uid = uid or generate_uid()
-    paths = []
-    for number, position in enumerate(positions_mm):
-        dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
-        dataset.SeriesInstanceUID = uid
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        dataset.ImagePositionPatient = [0, 0, position]
-        paths.append(folder / f"{(number * 7) % 10}{number}.dcm")
-        dataset.save_as(paths[-1])
-    return paths
+    return write_pictures(tmp_path / "in")
 
 
 def rows(out: Path) -> dict[str, dict[str, str]]:
     with (out / "results.csv").open(newline="") as file:
         return {row["id"]: row for row in csv.DictReader(file)}
-
-
-# what the inputs mean
-
-
-def test_a_folder_gives_an_item_for_each_image(pictures: Path) -> None:
-    manifest = list_items([str(pictures)])
-    assert [item.id for item in manifest.items] == ["a", "b", "c"]
-    assert manifest.passed_over == 1
-
-
-def test_a_damaged_image_of_a_folder_is_not_passed_over(pictures: Path) -> None:
-    (pictures / "d.nii.gz").write_bytes(b"")
-    assert [item.id for item in list_items([str(pictures)]).items] == ["a", "b", "c", "d"]
-
-
-def test_a_pattern_gives_what_it_matches_in_order(pictures: Path) -> None:
-    assert [path.name for path in expand(str(pictures / "[ac].png"))] == ["a.png", "c.png"]
-    assert expand(str(pictures / "*.tif")) == []
-
-
-def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path: Path) -> None:
-    path = tmp_path / "scan[1].png"
-    path.write_bytes(b"")
-    assert expand(str(path)) == [path]
-
-
-def test_items_with_one_stem_get_names_of_their_own(tmp_path: Path) -> None:
-    for name in ("x.png", "x.nii.gz", "x-2.png", "X.tif"):
-        (tmp_path / name).write_bytes(b"")
-    ids = [item.id for item in list_items([str(tmp_path / "x.png"), str(tmp_path)]).items]
-    assert len({name.casefold() for name in ids}) == 4
-    assert ids[0] == "x"
-
-
-def test_an_answer_is_called_after_the_link_that_was_named(pictures: Path) -> None:
-    (pictures.parent / "case-7.png").symlink_to(pictures / "a.png")
-    assert [item.id for item in list_items([str(pictures.parent / "case-7.png")]).items] == ["case-7"]
 
 
 @pytest.mark.parametrize("name", ["back\\slash", "two\nlines", "no text \udcff", "\N{SNOWMAN}" * 83])
@@ -122,49 +55,6 @@ def test_any_name_that_a_file_can_have_is_answered(
     made = next(outcome for outcome in outcomes if outcome.item.id not in "ac").item.id
     assert made.isprintable() and (tmp_path / "out" / f"{made}_labels.png").is_file()
     assert len(rows(tmp_path / "out")) == 3
-
-
-def test_slices_of_one_series_are_one_item_however_they_are_given(tmp_path: Path) -> None:
-    first = write_series(tmp_path / "first", [0, 5, 10])
-    write_series(tmp_path / "second", [0, 5])
-    by_folder = list_items([str(tmp_path)])
-    assert [(item.id, len(item.files)) for item in by_folder.items] == [("first", 3), ("second", 2)]
-    by_files = list_items([str(path) for path in first])
-    assert [len(item.files) for item in by_files.items] == [3]
-
-
-def test_dicom_without_a_picture_fails_when_named_and_is_passed_over_in_a_folder(tmp_path: Path) -> None:
-    report = get_testdata_file("reportsi.dcm")
-    assert len(list_items([report]).items) == 1
-    (tmp_path / "report.dcm").write_bytes(Path(report).read_bytes())
-    write_series(tmp_path / "scan", [0, 5])
-    manifest = list_items([str(tmp_path)])
-    assert ([item.id for item in manifest.items], manifest.passed_over) == (["scan"], 1)
-
-
-def test_answers_of_an_earlier_run_are_no_inputs(pictures: Path) -> None:
-    out = pictures / "answers"
-    out.mkdir()
-    (out / "a_labels.png").write_bytes(b"")
-    assert len(list_items([str(pictures)], out=out).items) == 3
-    with pytest.raises(UsageError, match="output folder is one of the inputs"):
-        list_items([str(pictures)], out=pictures)
-
-
-def test_inputs_without_an_image_are_a_wrong_call(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(UsageError, match="no image among the inputs"):
-        list_items([str(tmp_path)])
-    with pytest.raises(UsageError, match="input 2 of 2"):
-        list_items([str(tmp_path), str(tmp_path / "gone.png")])
-
-
-def test_a_circle_of_links_ends(pictures: Path) -> None:
-    (pictures / "again").symlink_to(pictures, target_is_directory=True)
-    assert len(list_items([str(pictures)]).items) == 3
-
-
-# what becomes of them
 
 
 def test_each_item_is_answered_in_its_own_format(predictor: Predictor, pictures: Path, tmp_path: Path) -> None:
@@ -214,8 +104,10 @@ def test_a_fault_of_ours_costs_one_item_and_is_not_called_bad_input(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    real = local.read_image
-    monkeypatch.setattr(local, "read_image", lambda source: 1 / 0 if source.name == "b.png" else real(source))
+    real, bad = work.read_image, (pictures / "b.png").read_bytes()
+    monkeypatch.setattr(
+        work, "read_image", lambda source, limits: 1 / 0 if source == bad else real(source, limits=limits)
+    )
     with caplog.at_level(logging.ERROR):
         outcomes = predict_items(predictor, list_items([str(pictures)]).items, tmp_path / "out")
     assert [outcome.status for outcome in outcomes] == ["done", "fault", "done"]
@@ -270,42 +162,57 @@ def test_a_stopped_batch_says_what_it_did(predictor: Predictor, pictures: Path, 
 
 def test_scores_are_columns_between_the_fixed_ones() -> None:
     item = Item("x", (Path("x.png"),))
-    done = Outcome(item, "done", 1.5, {"scores": {"b": 2.0, "a": 1.0}, "gate": {"verdict": "ok"}, "files": []})
-    failed = Outcome(item, "failed", 0.1, code="bad-series", reason='three slices, "mixed"')
-    lines = list(csv.DictReader(local._results([done, failed]).data.decode().splitlines()))
-    assert list(lines[0]) == [*local.COLUMNS[:3], "a", "b", *local.COLUMNS[3:]]
+    done = Outcome(item, "done", {"predict": 1.5}, {"scores": {"b": 2.0, "a": 1.0}, "gate": {"verdict": "ok"}})
+    failed = Outcome(item, "failed", code="bad-series", reason='three slices, "mixed"')
+    lines = list(csv.DictReader(predict._results([done, failed]).data.decode().splitlines()))
+    assert list(lines[0]) == [*predict.COLUMNS[:3], "a", "b", *predict.COLUMNS[3:]]
     assert (lines[0]["a"], lines[0]["gate"], lines[1]["a"]) == ("1.0", "ok", "")
     assert lines[1]["reason"] == 'three slices, "mixed"'
 
 
 @pytest.fixture
-def outcomes() -> Iterator[list[Outcome]]:
+def outcomes() -> list[Outcome]:
     items = [Item(name, (Path(f"{name}.png"),)) for name in ("a", "b[red]")]
-    yield [Outcome(items[0], "done", 0.5), Outcome(items[1], "failed", 0.1, reason="the file is empty")]
+    return [Outcome(items[0], "done", {"predict": 0.5}), Outcome(items[1], "failed", reason="the file is empty")]
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_names_failures_and_where_results_are(terminal: bool, outcomes: list[Outcome]) -> None:
     console = Console(file=StringIO(), force_terminal=terminal, width=120, soft_wrap=True, color_system=None)
-    with Progress(Manifest(tuple(outcome.item for outcome in outcomes), 3), Path("out"), console) as watch:
+    with Progress(Path("out/results.csv"), console) as watch:
+        watch.begin(2, passed_over=3)
         for outcome in outcomes:
-            watch(outcome)
+            watch.see((outcome,))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "b[red]: the file is empty" in said
     assert "1 done, 1 failed of 2; files passed over as no images: 3; results in out/results.csv" in said
     assert ("[1/2] a: done" in said) is not terminal
 
 
+def test_progress_of_many_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**6, 2))
+    monkeypatch.setattr("medae.batch.progress.time.monotonic", lambda: next(clock))
+    console = Console(file=StringIO(), width=120, soft_wrap=True)
+    with Progress(Path("out/results.parquet"), console) as watch:
+        watch.begin(6000, before=1000)
+        for number in range(300):
+            watch.see((Outcome(Item(f"x{number}", ()), "failed" if number < 150 else "done", reason="bad"),))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1000 of 6000 cases were finished before" in said
+    assert said.count(": bad") == 100 and "further failures" in said
+    assert 0 < said.count("min left") < 30
+
+
 def test_progress_is_silent_where_the_call_was_wrong() -> None:
     console = Console(file=StringIO(), width=120, soft_wrap=True)
-    with pytest.raises(UsageError), Progress(Manifest((), 0), Path("out"), console):
+    with pytest.raises(UsageError), Progress(Path("out/results.csv"), console):
         raise UsageError("no such output")
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
 def test_progress_promises_no_results_where_none_could_be_written() -> None:
     console = Console(file=StringIO(), width=120, soft_wrap=True)
-    with pytest.raises(OutputError), Progress(Manifest((), 0), Path("out"), console):
+    with pytest.raises(OutputError), Progress(Path("out/results.csv"), console):
         raise OutputError("no space left")
     assert "nothing done of 0" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "results.csv" not in console.file.getvalue()  # type: ignore[attr-defined]

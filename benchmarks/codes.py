@@ -1,0 +1,209 @@
+"""Do the objectives of a code do what they say: sparsity, the price of the latent, likelihoods?
+
+On the handwritten digits that come with scikit-learn (1,797 pictures of 8 x 8), two thirds of them for training, mean
+over training seeds. What happens when beta is too high is drawn too.
+
+    python -m benchmarks.codes [--seeds 0 1 2] [--steps 300] [--pictures FOLDER]
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.models import table
+from medae.data import LoadedCase, Split
+from medae.data.samples import Sample
+from medae.metrics.detection import NORMAL
+from medae.metrics.posterior import Posterior
+from medae.networks import Autoencoder, ConvAutoencoderSettings, Gaussian, VAESettings
+from medae.objectives import (
+    KL,
+    MSE,
+    CategoricalLikelihood,
+    GaussianLikelihood,
+    LikelihoodTerm,
+    Loss,
+    ObjectiveSettings,
+    SparseKL,
+    SparseL1,
+    SparseL2,
+)
+
+RHO = 0.05
+LAMBDAS = (0.0, 0.003, 0.01, 0.03, 0.1)
+BETAS = (0.1, 1.0, 4.0, 10.0, 100.0)
+SPLITS: tuple[Split, Split] = ("train", "test")
+KL_LAMBDAS = (0.01, 0.1, 1.0)
+CRAFT: dict[str, dict[str, Any]] = {
+    "beta 100, free bits .2": {"beta": 100.0, "free_bits": 0.2},
+    "beta 1, warm-up": {"beta": 1.0, "warm_up": 0.25},
+    "beta 1, 4 cycles": {"beta": 1.0, "warm_up": 0.5, "cycles": 4},
+    "beta 1, constant": {"beta": 1.0, "warm_up": 0.0},
+}
+LATENT = 8
+SILENT = 1e-6
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """(train, test), each (N, 1, 8, 8) in 0..1, 17 grey levels."""
+    from sklearn.datasets import load_digits
+
+    images = torch.from_numpy(load_digits().images.astype(np.float32) / 16)[:, None]
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images[chosen[:1198]], images[chosen[1198:]]
+
+
+def fit(settings: Any, objectives: Sequence[ObjectiveSettings], x: Tensor, *, steps: int, seed: int) -> Autoencoder:
+    """A network of one channel, trained by Adam on random batches of 64; every draw follows from the seed."""
+    torch.manual_seed(seed)
+    network: Autoencoder = settings.build(1, 1)
+    loss = Loss(objectives)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    network.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * 0.5 * (1 + np.cos(np.pi * step / steps))
+        batch = x[torch.randint(len(x), (64,))]
+        total, _ = loss(network.autoencode(batch), batch, step / steps)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    return network.eval()
+
+
+def sparse(objectives: Sequence[ObjectiveSettings], activation: str, *, steps: int, seed: int) -> dict[str, float]:
+    """An overcomplete code (128 numbers for 64 pixels): its activity and the reconstruction, on the test digits."""
+    train, test = digits()
+    settings = ConvAutoencoderSettings(features=(32, 32, 32), bottleneck=128, code=activation)
+    network = fit(settings, [MSE(), *objectives], train, steps=steps, seed=seed)
+    with torch.no_grad():
+        output = network.autoencode(test)
+    assert output.latent is not None
+    z = output.latent.point().z.transpose(0, 1).flatten(1)
+    mean = z.mean(1)
+    return {
+        "mean activation": mean.mean().item(),
+        "units within 3 rho": (mean <= 3 * RHO).float().mean().item(),
+        "silent": (z.abs() < SILENT).float().mean().item(),
+        "mean square": z.square().mean().item(),
+        "mse": (output.prediction - test).square().mean().item(),
+    }
+
+
+def vae(beta: float, *, steps: int, seed: int, **kl: Any) -> tuple[Autoencoder, dict[str, Any]]:
+    """A VAE of 8 numbers with a gaussian decoder of optimal variance: beta is the literature's."""
+    train, test = digits()
+    settings = VAESettings(features=(16, 32, 32), latent_channels=LATENT)  # 1 x 1 x 8
+    objectives = [GaussianLikelihood(variance="optimal"), KL(beta=beta, **kl)]
+    network = fit(settings, objectives, train, steps=steps, seed=seed)
+    with torch.no_grad():
+        output = network.autoencode(test)
+    assert isinstance(output.latent, Gaussian)
+    posterior = Posterior()
+    posterior.see(output.latent.mean.numpy(), output.latent.log_variance.numpy())
+    return network, posterior.summary() | {"mse": (output.prediction - test).square().mean().item()}
+
+
+def normal(split: Split) -> Iterator[LoadedCase]:
+    yield from (one for one in Sample(name="anomaly-tiles").load(split) if one.case.label == NORMAL)
+
+
+def tiles() -> tuple[Tensor, Tensor]:
+    """(train, test): 8-bit tissue, the green of 32 x 32 tiles that come with medae, (N, 1, 32, 32) in 0..1."""
+    found = []
+    for split in SPLITS:
+        images = [one.image.pixels[1, 0] for one in normal(split)]
+        found.append(torch.from_numpy(np.stack(images)[:, None].astype(np.float32) / 255))
+    return found[0], found[1]
+
+
+def bits(decoder: str, objective: ObjectiveSettings, *, steps: int, seed: int) -> float:
+    """Bits per value of 8-bit test tiles, given the code: the same autoencoder with another decoder."""
+    train, test = tiles()
+    settings = ConvAutoencoderSettings(features=(16, 32), bottleneck=8, decoder=decoder)
+    network = fit(settings, [objective], train, steps=steps, seed=seed)
+    term = objective.build()
+    assert isinstance(term, LikelihoodTerm)
+    with torch.no_grad():
+        return term.bits_per_value(network.autoencode(test), test).item()
+
+
+DECODERS: dict[str, tuple[str, ObjectiveSettings]] = {
+    "gaussian, variance .01": ("point", GaussianLikelihood(variance=0.01)),
+    "gaussian, optimal": ("point", GaussianLikelihood(variance="optimal")),
+    "gaussian, learned": ("gaussian", GaussianLikelihood(variance="learned")),
+    "categorical": ("categorical", CategoricalLikelihood()),
+}
+
+
+def priced(seed: int, beta: float, steps: int, **kl: Any) -> dict[str, float]:
+    _, found = vae(beta, steps=steps, seed=seed, **kl)
+    least = min(found["kl_per_dimension"])
+    wanted = {"active_units": "active units", "kl_nats": "KL, nats", "mse": "mse", "collapsed": "alarm"}
+    return {name: float(found[key]) for key, name in wanted.items()} | {"least KL of a dimension": least}
+
+
+def over(seeds: Sequence[int], measure: Callable[[int], Mapping[str, float]]) -> dict[str, str]:
+    """name -> mean +- standard deviation over the seeds."""
+    found = [measure(seed) for seed in seeds]
+    values = {name: np.array([float(each[name]) for each in found]) for name in found[0]}
+    return {name: f"{each.mean():.4g} +- {each.std():.2g}" for name, each in values.items()}
+
+
+def tables(seeds: Sequence[int], steps: int) -> Iterator[str]:
+    """Each as soon as it is measured."""
+    yield _rows(
+        "sparsity, a code of 128 sigmoids",
+        {
+            f"sparse_kl, rho {RHO}, lambda {weight}": over(
+                seeds, lambda seed, w=weight: sparse([SparseKL(rho=RHO, weight=w)], "sigmoid", steps=steps, seed=seed)
+            )
+            for weight in KL_LAMBDAS
+        }
+        | {"no penalty": over(seeds, lambda seed: sparse([], "sigmoid", steps=steps, seed=seed))},
+    )
+    for kind in (SparseL1, SparseL2):
+        yield _rows(
+            f"{kind.__name__}, a code of 128 rectified units",
+            {
+                f"lambda {weight}": over(
+                    seeds,
+                    lambda seed, w=weight, k=kind: sparse([k(weight=w)] if w else [], "relu", steps=steps, seed=seed),
+                )
+                for weight in LAMBDAS
+            },
+        )
+    yield _rows(
+        "VAE, the literature's beta",
+        {f"beta {beta:g}": over(seeds, lambda seed, b=beta: priced(seed, b, steps)) for beta in BETAS}
+        | {name: over(seeds, lambda seed, k=kl: priced(seed, **k, steps=steps)) for name, kl in CRAFT.items()},
+    )
+    yield _rows(
+        "bits per 8-bit value, given the code",
+        {
+            name: over(seeds, lambda seed, d=decoder, o=objective: {"bits": bits(d, o, steps=steps, seed=seed)})
+            for name, (decoder, objective) in DECODERS.items()
+        },
+    )
+
+
+def _rows(title: str, found: Mapping[str, Mapping[str, str]]) -> str:
+    names = list(next(iter(found.values())))
+    return f"\n{title}\n\n" + table(("", *names), [(row, *values.values()) for row, values in found.items()])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
+    parser.add_argument("--steps", type=int, default=300, help="of each training")
+    arguments = parser.parse_args()
+    for text in tables(arguments.seeds, arguments.steps):
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

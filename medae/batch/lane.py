@@ -1,0 +1,112 @@
+"""One worker of the local engine: a child process that answers case after case, and ends with its parent.
+
+It is started with the descriptor of its end of a socket pair. The parent sends an Order, gets back Ready, sends a Grant
+and then Items, and closes its end at last; it gets back lists of outcomes as they come, or a MedaeError that concerns
+the whole batch. What is sent is pickled: both ends are ours, and nobody else can reach the pair.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import NamedTuple
+
+from medae.batch.confinement import confine
+from medae.batch.manifest import Item
+from medae.batch.memory import Grant, enforce, resident_bytes
+from medae.batch.work import Hand, Outcome, Put, decode
+from medae.errors import MedaeError
+
+_FLUSH_SECONDS = 0.05
+_FLUSH_CASES = 16
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that a worker must know."""
+
+    packages: Mapping[str, Path]
+    """The models by what the batch calls them."""
+    put: Put
+    output: str
+    threshold: float | None
+    summaries: bool
+    device: str
+    allow: tuple[str, ...] = ()
+    parent: int = 0
+    shared: int | None = None
+    """The descriptor of a channel to the process that has the device; None: infer here."""
+
+
+class Ready(NamedTuple):
+    """A worker that has its models."""
+
+    bytes: int
+    """What it holds before its first case."""
+
+
+def main() -> None:
+    """Works until the parent closes its end."""
+    channel = Connection(int(sys.argv[1]))
+    order: Order = channel.recv()
+    confine(order.parent)
+    try:
+        hand = make_hand(order)
+    except MedaeError as error:
+        channel.send(error)
+        return
+    try:
+        channel.send(Ready(resident_bytes()))
+        grant: Grant = channel.recv()
+        enforce(grant)
+        _work(channel, hand, grant, order.allow)
+    except MedaeError as error:
+        channel.send(error)
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+        return
+
+
+def _work(channel: Connection, hand: Hand, grant: Grant, allow: Sequence[str]) -> None:
+    # a thread of its own takes what comes, so that the parent never waits for a slow case to hand out the next
+    waiting: SimpleQueue[Item | None] = SimpleQueue()
+    Thread(target=_receive, args=(channel, waiting), daemon=True).start()
+    made: list[tuple[Outcome, ...]] = []
+    since = time.monotonic()
+    while (item := waiting.get()) is not None:
+        made.append(hand.answer(item, decode(item, grant.limits, allow)))
+        if len(made) >= _FLUSH_CASES or time.monotonic() - since > _FLUSH_SECONDS or waiting.empty():
+            channel.send(made)
+            made, since = [], time.monotonic()
+
+
+def _receive(channel: Connection, waiting: "SimpleQueue[Item | None]") -> None:
+    try:
+        while True:
+            waiting.put(channel.recv())
+    except (EOFError, OSError):
+        waiting.put(None)
+
+
+def make_hand(order: Order) -> Hand:
+    """Loads the models. Raises UnknownModel, PackageError, UsageError."""
+    from medae.package import load
+    from medae.predictor import Predictor
+
+    predictors = {}
+    device = None if order.shared is None else Connection(order.shared)
+    for name, folder in order.packages.items():
+        package = load(folder)
+        if device is None:
+            from medae.backends.torch import keep_heap
+
+            keep_heap()
+            predictors[name] = Predictor(package, device=order.device)
+        else:
+            from medae.batch.device import RemoteBackend
+
+            predictors[name] = Predictor(package, backend=RemoteBackend.join(device, name))
+    return Hand(predictors, order.put, output=order.output, threshold=order.threshold, summaries=order.summaries)
