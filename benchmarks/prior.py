@@ -14,10 +14,10 @@ from benchmarks.models import table, trained
 from medae.backends.torch import prior_of
 from medae.experiment import Experiment
 from medae.io.answer import write_files
-from medae.latent import LatentSpace, Usage, sample
+from medae.latent import LatentSpace, sample
+from medae.metrics.book import Usage
 from medae.package import ModelPackage
-from medae.training.codes import codes_of
-from medae.training.prior import bits_per_code
+from medae.training.prior import bits_per_code, codes_of
 
 
 def measure(package: ModelPackage) -> dict[str, Any]:

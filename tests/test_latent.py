@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from medae.cli import app
 from medae.errors import LimitExceeded, UnfitImage, UnreadableImage, UsageError
 from medae.image import Geometry, Image
-from medae.latent import LatentSpace, Usage, decodings, embed, interpolate, sample, traverse, units
+from medae.latent import LatentSpace, decodings, embed, interpolate, sample, traverse, units
 from medae.latent import space as space_module
 from medae.latent.sheet import Row, sheet
 from medae.latent.walks import _between
+from medae.metrics.book import Usage
 from medae.networks import Codes
 from medae.networks.prior import PriorSettings
 from medae.package import ModelPackage

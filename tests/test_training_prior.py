@@ -14,14 +14,14 @@ from medae.backends.torch import network_of, prior_of
 from medae.errors import PackageError, SettingsError, UnfitImage, UsageError
 from medae.experiment import Experiment
 from medae.io import read_image
-from medae.latent import LatentSpace, Usage
+from medae.latent import LatentSpace
+from medae.metrics.book import Usage
 from medae.networks import Codes
 from medae.networks.prior import LONGEST, PriorSettings
 from medae.package import ModelPackage
 from medae.predictor import Predictor
 from medae.training import loop, train
-from medae.training.codes import codes_of
-from medae.training.prior import bits_per_code, with_prior
+from medae.training.prior import bits_per_code, codes_of, with_prior
 from tests.training_toys import anomaly, codes, disc_pictures, lines, require_same_end
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "steps": 8, "validate_every": 4, "batch_size": 4}
@@ -106,8 +106,9 @@ def test_training_says_how_the_book_is_used(trained: Path) -> None:
     losses = [line["train"] for line in lines(trained) if "train" in line]
     assert all(1 <= line["perplexity"] <= line["codes_used"] <= 16 for line in losses)
     metrics = ModelPackage.load(trained / "package").card.metrics
-    assert 1 <= metrics["codes"]["perplexity"] <= metrics["codes"]["used"] <= metrics["codes"]["entries"] == 16
-    assert metrics["codes"]["counted"] == 8 * 8 * 2  # of two pictures of 32 x 32
+    found = metrics["validation"]["codes"]
+    assert 1 <= found["perplexity"] <= found["used"] <= found["entries"] == 16
+    assert found["counted"] == 8 * 8 * 2  # of two pictures of 32 x 32
     assert metrics["prior"]["bits_per_code"] > 0
 
 
@@ -196,7 +197,7 @@ def test_a_book_is_resumed_to_the_bit(step: int, discs: Path, tmp_path: Path, mo
 def test_an_averaged_book_belongs_to_the_averaged_encoder(discs: Path, tmp_path: Path) -> None:
     """The packaged network uses its book, and its entries are where its own encodings are."""
     package = train(codes(discs, steps=60, validate_every=60, ema=0.9), tmp_path)
-    used = package.card.metrics["codes"]["used"]
+    used = package.card.metrics["validation"]["codes"]["used"]
     assert used >= 8
     network = network_of(package)
     latent = LatentSpace(package).encode(read_image(discs / "images" / "disc-0.png"))

@@ -3,13 +3,11 @@
 from medae.latent.embedding import Embedding, embed
 from medae.latent.space import LatentSpace
 from medae.latent.units import units
-from medae.latent.usage import Usage
 from medae.latent.walks import decodings, interpolate, sample, traverse
 
 __all__ = [
     "Embedding",
     "LatentSpace",
-    "Usage",
     "decodings",
     "embed",
     "interpolate",

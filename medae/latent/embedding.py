@@ -11,7 +11,7 @@ from medae.errors import InputError
 from medae.image import Image
 from medae.io.answer import AnswerFile
 from medae.latent.space import LatentSpace
-from medae.latent.usage import Usage
+from medae.metrics.book import Usage
 from medae.networks import Codes, Latent
 from medae.networks.vqvae import VQVAE
 

@@ -26,7 +26,6 @@ from medae.networks import run as run_network
 from medae.objectives import Loss
 from medae.package import ModelPackage
 from medae.record import now, recording
-from medae.training.codes import with_usage
 from medae.training.log import NAME as METRICS
 from medae.training.log import Log
 from medae.training.material import Batch, Material, batches_from, pair, read_material, seed_of
@@ -222,7 +221,7 @@ def _finish(training: Training) -> ModelPackage:
             f"no validation gave a number for {headline(training.experiment.task).name}; "
             "run.json and metrics.jsonl say what became of each case"
         )
-    package = _counted(training, ModelPackage.load(training.out / PACKAGE))
+    package = _with_prior(training, ModelPackage.load(training.out / PACKAGE))
     package = calibrated(package, training.experiment, training.material.validation)
     if package.calibration is not None:
         package.save(training.out / PACKAGE)
@@ -231,15 +230,10 @@ def _finish(training: Training) -> ModelPackage:
     return package
 
 
-def _counted(training: Training, package: ModelPackage) -> ModelPackage:
-    """With how much of its book it uses and, where the experiment asks for it, a prior over the codes.
-
-    A training that is stopped here begins the prior again when it is resumed.
-    """
-    if training.experiment.network.latent != "codes":
-        return package
+def _with_prior(training: Training, package: ModelPackage) -> ModelPackage:
+    """With the prior that the experiment asks for. A training that is stopped here begins it again when resumed."""
     if training.experiment.prior is None:
-        return _kept(training, with_usage(package, training.experiment))
+        return package
     steps = training.experiment.prior.steps
 
     def watch(step: int, bits: float) -> None:
@@ -248,10 +242,7 @@ def _counted(training: Training, package: ModelPackage) -> ModelPackage:
             _save(training)
             training.stop.obey()
 
-    return _kept(training, with_prior(package, training.experiment, watch=watch))
-
-
-def _kept(training: Training, package: ModelPackage) -> ModelPackage:
+    package = with_prior(package, training.experiment, watch=watch)
     package.save(training.out / PACKAGE)
     return package
 

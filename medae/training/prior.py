@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from medae.data import Split
-from medae.errors import SettingsError, UsageError
+from medae.errors import InputError, SettingsError, UsageError
 from medae.experiment import Experiment
-from medae.latent import LatentSpace, Usage
+from medae.latent import LatentSpace
+from medae.metrics.book import Usage
+from medae.metrics.detection import NORMAL
+from medae.networks import Codes
 from medae.networks.prior import Prior, PriorSettings, words
 from medae.package import ModelPackage
-from medae.training.codes import codes_of, with_usage
+from medae.tasks import Anomaly
 from medae.training.material import seed_of
 from medae.training.validation import weights_of
 
@@ -46,7 +49,6 @@ def with_prior(
             f"a prior counts which code of a book follows which, and {experiment.network.kind} has a continuous latent "
             "or none; take a package with vqvae"
         )
-    package = with_usage(package, experiment)
     space = LatentSpace(package, experiment.training.device)
     train, validation = (_large_enough(space, experiment, split) for split in ("train", "validation"))
     entries, _ = experiment.network.quantiser.book
@@ -58,6 +60,22 @@ def with_prior(
     }
     told = settings.model_copy(update={"grid": experiment.prior_grid}).model_dump(mode="json")
     return package.retold(weights_of(prior), prior=told, metrics=package.card.metrics | {"prior": metrics})
+
+
+def codes_of(space: LatentSpace, experiment: Experiment, split: Split) -> list[Tensor]:
+    """The code grids (*places) of a split's images; in 2-D, one a slice. Of an anomaly task, normal ones only."""
+    found: list[Tensor] = []
+    for case in experiment.data.cases(split):
+        if isinstance(experiment.task, Anomaly) and case.label not in (None, NORMAL):
+            continue
+        try:
+            latent = space.encode(experiment.data.read(case).image)
+        except InputError as error:
+            logger.warning("case %s (%s) is left out: %s", case.id, split, error)
+            continue
+        assert isinstance(latent, Codes)
+        found += list(latent.indices)
+    return found
 
 
 def _large_enough(space: LatentSpace, experiment: Experiment, split: Split) -> list[Tensor]:

@@ -1,27 +1,28 @@
-"""How much of its book a network uses."""
+"""How much of its book a network with codes uses."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import entr
 
 
 @dataclass(frozen=True)
 class Usage:
     """How often each entry of a book was chosen."""
 
-    counts: Tensor
-    """(entries,), int64."""
+    counts: NDArray[np.int64]
+    """(entries,)."""
 
     @classmethod
-    def of(cls, indices: Iterable[Tensor], codes: int) -> Self:
-        """indices: of any shape, from a book of so many entries."""
-        counts = torch.zeros(codes, dtype=torch.int64)
+    def of(cls, indices: Iterable[Any], entries: int) -> Self:
+        """indices: arrays or CPU tensors of any shape, from a book of so many entries."""
+        counts = np.zeros(entries, np.int64)
         for found in indices:
-            counts += torch.bincount(found.flatten().cpu(), minlength=codes)
+            counts += np.bincount(np.asarray(found).reshape(-1), minlength=entries)
         return cls(counts)
 
     @property
@@ -32,12 +33,11 @@ class Usage:
     @property
     def bits(self) -> float:
         """Entropy of a code that knows nothing of its neighbours."""
-        share = self.counts.double() / max(int(self.counts.sum()), 1)
-        return -float(torch.special.xlogy(share, share).sum()) / math.log(2)
+        return float(entr(self.counts / max(self.counts.sum(), 1)).sum()) / math.log(2)
 
     @property
     def perplexity(self) -> float:
-        """As many entries, used equally often, would say as much."""
+        """So many entries, used equally often, would say as much."""
         return math.exp2(self.bits)
 
     @property
