@@ -11,6 +11,7 @@ from medae.cli.terminal import complain, print_json, stderr
 from medae.errors import InputError, SettingsError, UsageError
 
 if TYPE_CHECKING:
+    from medae.batch.manifest import Item
     from medae.image import Image
     from medae.io.answer import AnswerFile
     from medae.latent import LatentSpace
@@ -199,24 +200,30 @@ def _write(run: "Run", space: "LatentSpace", out: Path, file: "AnswerFile") -> N
 
 def _read(value: str) -> "Image":
     from medae.batch.manifest import list_items
-    from medae.io import read_image
 
     require_existing([value])
     items = list_items([value]).items
     if len(items) != 1:
         raise typer.BadParameter(f"{value}: {len(items)} images; one is needed", param_hint="INPUT")
-    return read_image(items[0].files if len(items[0].files) > 1 else items[0].files[0])
+    return _image_of(items[0])
 
 
 def _collection(inputs: list[str], out: Path) -> Iterator[tuple[str, "Callable[[], Image]"]]:
     from functools import partial
 
     from medae.batch.manifest import list_items
-    from medae.io import read_image
 
     require_existing(inputs)
     for item in list_items(inputs, out=out).items:
-        yield item.id, partial(read_image, item.files if len(item.files) > 1 else item.files[0])
+        yield item.id, partial(_image_of, item)
+
+
+def _image_of(item: "Item") -> "Image":
+    from medae.batch.sources import fetch
+    from medae.io import DEFAULT_LIMITS, read_image
+
+    sources = fetch(item.files, DEFAULT_LIMITS).sources
+    return read_image(sources if len(sources) > 1 else sources[0])
 
 
 def _watch(run: "Run") -> "Callable[[str, str | None], None]":
