@@ -25,7 +25,7 @@ def measure(package: ModelPackage) -> dict[str, Any]:
     space, prior = LatentSpace(package, "cpu"), prior_of(package)
     found: dict[str, Any] = {"entries": prior.codes, "grid": prior.grid}
     for split in ("train", "validation", "test"):
-        codes = codes_of(space, experiment, split)  # type: ignore[arg-type]
+        codes = codes_of(space, experiment, split)
         usage = Usage.of(codes, prior.codes)
         found[split] = {
             "prior": bits_per_code(prior, codes),

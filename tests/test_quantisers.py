@@ -10,6 +10,7 @@ from medae.errors import SettingsError
 from medae.networks import Output, VQVAESettings
 from medae.networks.latent import Code, Codes
 from medae.networks.quantisers import EMAQuantiser, EMASettings, FSQSettings, Quantiser, ScalarQuantiser
+from medae.networks.quantisers.base import flat
 from medae.objectives import MSE, Commitment, Loss
 
 EMA, FSQ = EMASettings(codes=32, channels=3), FSQSettings(levels=(5, 4, 3))
@@ -52,13 +53,15 @@ def test_what_comes_out_are_entries_of_the_book(settings: EMASettings | FSQSetti
 
 @both
 def test_gradients_pass_as_if_nothing_were_rounded(settings: EMASettings | FSQSettings) -> None:
-    z = draw(2, 3, 4, 4).requires_grad_()
-    weights = draw(2, 3, 4, 4, seed=2)
-    (seen(settings).train()(z).vectors * weights).sum().backward()
-    if settings.kind == "ema":
-        assert torch.equal(z.grad, weights)
-    else:  # times the slope of its bound
-        assert torch.equal(z.grad.sign(), weights.sign())
+    quantiser, z, weights = seen(settings), draw(2, 3, 4, 4).requires_grad_(), draw(2, 3, 4, 4, seed=2)
+    (quantiser(z).vectors * weights).sum().backward()
+    same = z.detach().clone().requires_grad_()
+    smooth = same
+    if isinstance(quantiser, ScalarQuantiser):
+        rows = quantiser._bounded(quantiser._whitened(flat(same))) / (quantiser.levels // 2)
+        smooth = rows.reshape(2, 4, 4, 3).movedim(-1, 1)
+    (smooth * weights).sum().backward()
+    torch.testing.assert_close(z.grad, same.grad)
 
 
 @both
@@ -182,7 +185,7 @@ def test_an_average_of_two_books_is_the_mean_of_all_that_chose_an_entry() -> Non
 
 @pytest.mark.parametrize("levels", [(2,), (3,), (5, 4, 3), (8, 6, 5)])
 def test_every_entry_of_fixed_levels_can_be_reached_and_none_beyond(levels: tuple[int, ...]) -> None:
-    quantiser = FSQSettings(levels=levels).build()
+    quantiser = FSQSettings(levels=levels).build().eval()
     assert isinstance(quantiser, ScalarQuantiser)
     codes = quantiser(draw(4000, len(levels), 3, 3, scale=2.5))
     assert codes.indices.unique().tolist() == list(range(quantiser.codes))
@@ -193,6 +196,29 @@ def test_every_entry_of_fixed_levels_can_be_reached_and_none_beyond(levels: tupl
         assert torch.allclose(values.diff(), values.diff()[:1])
     middle = quantiser(torch.zeros(1, len(levels), 1, 1)).vectors
     assert middle.eq(0).all() or 2 in levels  # of two levels, none is nearest to zero
+
+
+def test_encodings_are_whitened_so_that_no_level_is_out_of_reach() -> None:
+    """Small values that all channels share, far from zero, as an encoder begins with."""
+    torch.manual_seed(0)
+    quantiser = FSQSettings(levels=(8, 6, 5)).build().train()
+    shared = draw(200, 1, 6, 6, scale=0.01)
+    for step in range(3):
+        quantiser(3 + shared + draw(200, 3, 6, 6, seed=step, scale=0.001))
+    codes = quantiser.eval()(3 + shared + draw(200, 3, 6, 6, seed=9, scale=0.001))
+    assert len(codes.indices.unique()) == quantiser.codes
+    again = FSQSettings(levels=(8, 6, 5)).build().eval()
+    again.load_state_dict(quantiser.state_dict())
+    assert torch.equal(again(codes.vectors).indices, quantiser(codes.vectors).indices)
+
+
+def test_a_channel_that_says_nothing_is_no_trouble() -> None:
+    quantiser = FSQSettings(levels=(5, 5)).build().train()
+    for step in range(4):
+        z = draw(4, 2, 5, 5, seed=step)
+        z[:, 1] = 0.5
+        assert quantiser(z).vectors.isfinite().all()
+    assert quantiser.eval()(torch.full((1, 2, 3, 3), 0.5)).vectors.isfinite().all()
 
 
 # ---- commitment

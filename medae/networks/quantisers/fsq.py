@@ -1,8 +1,9 @@
 """Finite scalar quantisation: each channel is rounded to a few levels, and their combinations are the book (Mentzer
 2023, https://arxiv.org/abs/2309.15505). Nothing is learned and nothing can die.
 
-Departure: each channel is standardised first, by moving averages of its mean and square, in training as at evaluation.
-An encoder begins with values near zero, and hundreds of steps would pass before it reached the outer levels.
+Departure: encodings are whitened first, by moving averages of their mean and products, in training as at evaluation.
+An encoder begins with values near zero that all channels share, and hundreds of steps would pass before it reached the
+outer levels, and most combinations of levels.
 """
 
 from math import prod
@@ -19,8 +20,10 @@ MARGIN = 1e-3
 """Of the bound beyond the outermost levels, so that these can be reached."""
 
 
-DECAY, LEAST = 0.99, 1e-12
-"""Of the moving averages; and the least variance, of a channel that says nothing."""
+DECAY = 0.99
+"""Of the moving averages."""
+LEAST = 1e-6
+"""The least variance of a direction, as part of the mean square: what says less than that is not blown up."""
 
 
 class ScalarQuantiser(Quantiser):
@@ -29,13 +32,13 @@ class ScalarQuantiser(Quantiser):
     levels: Tensor
     places: Tensor
     mean: Tensor
-    square: Tensor
+    products: Tensor
     steps: Tensor
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__(prod(levels), len(levels))
         self.register_buffer("mean", torch.zeros(len(levels)))
-        self.register_buffer("square", torch.ones(len(levels)))
+        self.register_buffer("products", torch.eye(len(levels)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # the settings know these: they are no weights
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
@@ -46,7 +49,7 @@ class ScalarQuantiser(Quantiser):
         rows = flat(z)
         if self.training:
             self._follow(rows.detach())
-        rows = self._bounded((rows - self.mean) / (self.square - self.mean.square()).clamp(min=LEAST).sqrt())
+        rows = self._bounded(self._whitened(rows))
         rounded = rows.detach().round()
         indices = ((rounded.nan_to_num() + self._middle).long() * self.places).sum(1).reshape(z[:, 0].shape)
         # the bracket is zero, with a gradient
@@ -65,7 +68,15 @@ class ScalarQuantiser(Quantiser):
         self.steps += 1
         keep = unbiased(DECAY, self.steps)
         self.mean.mul_(keep).add_((1 - keep) * rows.mean(0))
-        self.square.mul_(keep).add_((1 - keep) * rows.square().mean(0))
+        self.products.mul_(keep).add_((1 - keep) * rows.T @ rows / len(rows))
+
+    def _whitened(self, rows: Tensor) -> Tensor:
+        """Of mean 0 and variance 1 in every direction."""
+        least = LEAST * self.products.diagonal().mean() * torch.eye(self.channels, device=rows.device)
+        # not `cholesky`, which refuses what is no number: whoever looks at the loss says it better
+        factor, _ = torch.linalg.cholesky_ex(self.products - torch.outer(self.mean, self.mean) + least)
+        found: Tensor = torch.linalg.solve_triangular(factor, (rows - self.mean).T, upper=False)
+        return found.T
 
     def _bounded(self, rows: Tensor) -> Tensor:
         """Between the outermost levels, -2..2 of five and -2..1 of four, zero at zero."""
