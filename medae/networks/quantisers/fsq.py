@@ -1,9 +1,9 @@
 """Finite scalar quantisation: each channel is rounded to a few levels, and their combinations are the book (Mentzer
 2023, https://arxiv.org/abs/2309.15505). Nothing is learned and nothing can die.
 
-Departure: encodings are whitened first, by moving averages of their mean and products, in training as at evaluation.
+Departure: encodings are whitened first, by moving averages of their mean and covariance, in training as at evaluation.
 An encoder begins with values near zero that all channels share, and hundreds of steps would pass before it reached the
-outer levels, and most combinations of levels.
+outer levels and most of their combinations.
 """
 
 from math import prod
@@ -22,8 +22,10 @@ MARGIN = 1e-3
 
 DECAY = 0.99
 """Of the moving averages."""
-LEAST = 1e-6
-"""The least variance of a direction, as part of the mean square: what says less than that is not blown up."""
+LEAST = 1e-5
+"""Of the variance of all directions: one that says less than that is not blown up."""
+TINY = 1e-20
+"""A variance, where all encodings are the same."""
 
 
 class ScalarQuantiser(Quantiser):
@@ -32,13 +34,13 @@ class ScalarQuantiser(Quantiser):
     levels: Tensor
     places: Tensor
     mean: Tensor
-    products: Tensor
+    covariance: Tensor
     steps: Tensor
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__(prod(levels), len(levels))
         self.register_buffer("mean", torch.zeros(len(levels)))
-        self.register_buffer("products", torch.eye(len(levels)))
+        self.register_buffer("covariance", torch.eye(len(levels)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # the settings know these: they are no weights
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
@@ -68,13 +70,14 @@ class ScalarQuantiser(Quantiser):
         self.steps += 1
         keep = unbiased(DECAY, self.steps)
         self.mean.mul_(keep).add_((1 - keep) * rows.mean(0))
-        self.products.mul_(keep).add_((1 - keep) * rows.T @ rows / len(rows))
+        aside = rows - self.mean
+        self.covariance.mul_(keep).add_((1 - keep) * aside.T @ aside / len(rows))
 
     def _whitened(self, rows: Tensor) -> Tensor:
         """Of mean 0 and variance 1 in every direction."""
-        least = LEAST * self.products.diagonal().mean() * torch.eye(self.channels, device=rows.device)
+        least = (LEAST * self.covariance.diagonal().mean() + TINY) * torch.eye(self.channels, device=rows.device)
         # not `cholesky`, which refuses what is no number: whoever looks at the loss says it better
-        factor, _ = torch.linalg.cholesky_ex(self.products - torch.outer(self.mean, self.mean) + least)
+        factor, _ = torch.linalg.cholesky_ex(self.covariance + least)
         found: Tensor = torch.linalg.solve_triangular(factor, (rows - self.mean).T, upper=False)
         return found.T
 
