@@ -35,8 +35,7 @@ def untrained(task: Any, network: Any, channels: int, seed: int = 0) -> ModelPac
     from medae.preparation import Preparation
 
     torch.manual_seed(seed)
-    channels_out = task.channels_out(channels)
-    built = network.build(channels, channels_out)
+    built = network.build(channels, task.network_channels(channels))
     for module in built.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
@@ -47,8 +46,8 @@ def untrained(task: Any, network: Any, channels: int, seed: int = 0) -> ModelPac
         task=task,
         network=network.model_dump(mode="json"),
         channels_in=channels,
-        channels_out=channels_out,
-        receptive_field=network.receptive_field(),
+        channels_out=task.channels_out(channels),
+        receptive_field=task.seen(network.receptive_field()),
         preparation=Preparation(channels=channels),
     )
     return ModelPackage.seal(card, {name: value.numpy() for name, value in built.state_dict().items()})

@@ -97,7 +97,8 @@ def _probabilities(prediction: Prediction, package: ModelPackage, stem: str) -> 
 
 def overlay(prediction: Prediction, package: ModelPackage, original: Image) -> pictures.RGB:
     """The most telling slice: labels or heat over the image; for a restoration, before and after."""
-    shown, answer = pictures.upright(original), pictures.upright(prediction.image)
+    # of several volumes the first
+    shown, answer = pictures.upright(original.volume(0)), pictures.upright(prediction.image.volume(0))
     low, high = pictures.display_range(shown)
     task = package.card.task
     weight = answer.pixels if task.kind != "restoration" else np.ones(answer.pixels.shape)

@@ -22,9 +22,9 @@ from medae.settings import Settings
 logger = logging.getLogger(__name__)
 
 FEWEST_REFERENCES = 100
-"""Below this, a false-positive rate of 5 % may be 10 % in truth, so that a calibration is refused."""
+"""Below this, a false-positive rate of 5 % may be 9 % in truth, so that a calibration is refused."""
 ENOUGH_REFERENCES = 500
-"""Below this, it is warned about: a rate of 5 % lies between 3.3 and 6.9 % with a probability of 90 %."""
+"""Below this, it is warned about: a rate of 5 % lies between 3.5 and 6.7 % with a probability of 90 %."""
 
 
 class Interval(NamedTuple):

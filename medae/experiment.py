@@ -1,18 +1,24 @@
 """Experiment: everything that one YAML file says about a training."""
 
 import json
+import logging
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from medae.data import AugmentSettings, DataConfig
-from medae.networks import AutoencoderSettings, NetworkConfig, kinds_with
+from medae.networks import AutoencoderSettings, NetworkConfig, NetworkSettings, kinds_with
 from medae.networks.prior import PriorSettings, require_bounded
 from medae.objectives import ObjectiveConfig
 from medae.preparation import Preparation
+from medae.scores import SSIM, Residual
+from medae.scores.base import Need
 from medae.settings import Settings
-from medae.tasks import Restoration, TaskConfig
+from medae.tasks import Anomaly, Restoration, TaskConfig
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingSettings(Settings):
@@ -112,10 +118,10 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _network_fits_the_task(self) -> Self:
-        if self.task.kind == "anomaly" and not self.network.autoencodes:
+        if isinstance(self.task, Anomaly) and not self.network.autoencodes and self.task.corruption is None:
             raise ValueError(
                 "anomaly scores how badly an autoencoder reproduces an image; "
-                f"{self.network.kind} does not go through a code: take conv_autoencoder or vae"
+                f"{self.network.kind} does not go through a code: take conv_autoencoder or vae, or give task.corruption"
             )
         if self.network.kind == "dncnn" and self.task.kind == "segmentation":
             raise ValueError("dncnn subtracts noise from an image, it cannot give labels: take unet or segnet")
@@ -138,6 +144,16 @@ class Experiment(Settings):
                 "network.decoder gaussian says a variance that no objective judges; add the objective gaussian with "
                 "variance: learned, or take decoder: point"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_fit_the_network(self) -> Self:
+        if isinstance(self.task, Anomaly):
+            unfit = unfit_score(self.task, self.network)
+            if unfit is not None:
+                raise ValueError(unfit)
+            for warning in mismatches(self.task, {objective.kind for objective in self.objectives}):
+                logger.warning(warning)
         return self
 
     @model_validator(mode="after")
@@ -174,7 +190,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _data_fits_the_task(self) -> Self:
         has_targets = _has_targets(self.data)
-        if isinstance(self.task, Restoration) and self.task.corruption is not None:
+        if isinstance(self.task, Restoration | Anomaly) and self.task.corruption is not None:
             if has_targets:
                 raise ValueError("task.corruption makes the input from a clean image; leave out data.targets or it")
             if self.preparation.intensity.kind == "zscore":
@@ -182,7 +198,7 @@ class Experiment(Settings):
                     "task.corruption has levels in the range 0..1, and preparation.intensity zscore has no such range: "
                     "take full_range, window or percentile"
                 )
-        elif self.task.kind != "anomaly" and has_targets is False:
+        elif not isinstance(self.task, Anomaly) and has_targets is False:
             needed = "a label image" if self.task.kind == "segmentation" else "a clean image, or task.corruption"
             raise ValueError(f"{self.task.kind} learns from pairs, so each case needs {needed}: give data.targets")
         return self
@@ -210,6 +226,54 @@ class Experiment(Settings):
             return self.prior.grid
         stride = self.network.receptive_field().stride
         return tuple(-(-length // stride) for length in self.training.patch)
+
+
+_NEEDED: Mapping[Need, str] = {
+    "code": "a network that goes through a code: conv_autoencoder or vae",
+    "distribution": "a network whose code is a distribution: vae",
+    "variance": "a decoder that says its variance: network.decoder gaussian",
+    "codes": "a network with a code book",
+}
+
+
+def unfit_score(task: Anomaly, network: NetworkSettings) -> str | None:
+    """Why a score cannot be had from this network; None where all can."""
+    has = _says(network)
+    for score in task.mapped:
+        missing = sorted(score.requirements - has)
+        if missing:
+            return f"the score {score.kind} needs {_NEEDED[missing[0]]}, not {network.kind}"
+    return None
+
+
+def _says(network: NetworkSettings) -> frozenset[Need]:
+    """What scores can ask of it."""
+    latent, decoder = network.latent, getattr(network, "decoder", "point")
+    found: dict[Need, bool] = {
+        "code": latent in ("code", "gaussian"),
+        "distribution": latent == "gaussian",
+        "variance": decoder == "gaussian",
+        "codes": latent == "codes",
+    }
+    return frozenset(name for name, has in found.items() if has)
+
+
+_VALUES = frozenset({"mse", "l1", "gaussian", "bernoulli", "categorical"})
+"""Objectives that make values alike, voxel by voxel."""
+
+
+def mismatches(task: Anomaly, objectives: set[str]) -> Iterator[str]:
+    """What was trained to be alike in one sense is no measure in another: such scores are often below chance."""
+    trained = objectives & (_VALUES | {"ssim", "perceptual"})
+    for score in task.mapped:
+        if isinstance(score, Residual) and trained and not trained & _VALUES:
+            yield _mismatch(score.key, trained, "values alike: add mse or l1, or score by what was trained")
+        if isinstance(score, SSIM) and trained == {"perceptual"}:
+            yield _mismatch(score.key, trained, "structure alike: add ssim or mse, or score by what was trained")
+
+
+def _mismatch(key: str, trained: set[str], missing: str) -> str:
+    return f"the score {key} does not measure what {', '.join(sorted(trained))} trains, which does not make {missing}"
 
 
 def _unfit(

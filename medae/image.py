@@ -128,21 +128,23 @@ class Source:
     """What the writer needs to answer in the same format; each format in medae.io adds its own fields."""
 
     format: str = "array"
-    """png, jpeg, tiff, nifti, dicom; array when the image was made in Python."""
+    """png, jpeg, tiff, nifti, metaimage, nrrd, dicom; array when the image was made in Python."""
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
     """Pixels (channels, slices, rows, columns) and their geometry. Never changed in place; valid if it exists.
 
-    A picture has one slice; colour is channels. Integers keep their stored type; rescaled values
-    (CT in HU, NIfTI with slope) are float32.
+    A picture has one slice; colour is channels. A file of several volumes on one grid (times, directions of diffusion)
+    has them one behind the other along the first axis: (volumes x channels, slices, rows, columns). Integers keep their
+    stored type; rescaled values (CT in HU, NIfTI with slope) are float32.
     Raises GeometryError where pixels and geometry disagree, UnreadableImage for pixels that are not numbers.
     """
 
     pixels: NDArray[Any]
     geometry: Geometry
     source: Source = field(default_factory=Source)
+    volumes: int = 1
 
     def __post_init__(self) -> None:
         pixels = np.asarray(self.pixels)
@@ -152,6 +154,8 @@ class Image:
             raise GeometryError(
                 f"pixels are (channels, slices, rows, columns) on a grid of {self.geometry.shape}, got {pixels.shape}"
             )
+        if self.volumes < 1 or pixels.shape[0] % self.volumes:
+            raise GeometryError(f"{pixels.shape[0]} channels are not {self.volumes} volumes of equally many")
         pixels = pixels.view()
         pixels.flags.writeable = False
         object.__setattr__(self, "pixels", pixels)
@@ -168,7 +172,13 @@ class Image:
 
     @property
     def channels(self) -> int:
-        return int(self.pixels.shape[0])
+        """Of one volume."""
+        return int(self.pixels.shape[0]) // self.volumes
+
+    def volume(self, number: int) -> Self:
+        """One of its volumes, from 0; a view."""
+        start = number * self.channels
+        return replace(self, pixels=self.pixels[start : start + self.channels], volumes=1)
 
     def with_pixels(self, pixels: NDArray[Any]) -> Self:
         """Other values at the same place from the same source: the way every result is made."""

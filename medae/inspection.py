@@ -1,6 +1,6 @@
 """What a package or an image is, and whether a model would take it; nothing is inferred."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from medae.batch.sources import fetch
 from medae.errors import InputError, UnknownModel
 from medae.image import Image
 from medae.io import DEFAULT_LIMITS, read_image
+from medae.memory import Footprint, footprint, needed
 from medae.package import ModelPackage
-from medae.predictor import prepare
 
 
 def describe(thing: str) -> dict[str, Any]:
@@ -52,6 +52,7 @@ def describe_image(image: Image) -> dict[str, Any]:
     return {
         "what": "image",
         "format": image.source.format,
+        "volumes": image.volumes,
         "channels": image.channels,
         "slices": slices,
         "rows": rows,
@@ -91,24 +92,32 @@ class Finding:
     item: Item
     accepted: bool
     said: str
+    code: str = ""
+    """Of the reason, as in results.csv."""
+    footprint: Footprint | None = None
+    """Of an accepted item, given a package."""
 
     def __str__(self) -> str:
-        return f"{self.item.id}: {'accepted' if self.accepted else 'not accepted'}: {self.said}"
+        return f"{self.item.id}: {'accepted' if self.accepted else f'not accepted ({self.code})'}: {self.said}"
 
 
 def check_item(item: Item, package: ModelPackage | None) -> Finding:
     """Read an item and, given a package, prepare it as its network would see it."""
     try:
-        sources = fetch(item.files, DEFAULT_LIMITS).sources
-        image = read_image(sources if len(sources) > 1 else sources[0])
-        if package is not None:
-            prepare(package.card, image)
+        fetched = fetch(item.files, DEFAULT_LIMITS)
+        image = read_image(fetched.sources if len(fetched.sources) > 1 else fetched.sources[0])
+        needs = None if package is None else footprint(package, image, stored=fetched.fingerprint.size)
     except InputError as error:
-        return Finding(item, False, str(error))
+        return Finding(item, False, str(error), error.code)
+    volumes = f"{image.volumes} volumes of " if image.volumes > 1 else ""
     shape = " x ".join(str(length) for length in (image.channels, *image.geometry.shape))
-    return Finding(
-        item, True, f"{image.source.format}, {shape} (channels, slices, rows, columns), {image.pixels.dtype}"
-    )
+    said = f"{image.source.format}, {volumes}{shape} (channels, slices, rows, columns), {image.pixels.dtype}"
+    return Finding(item, True, said, footprint=needs)
+
+
+def memory_of(findings: Sequence[Finding], package: str) -> int | None:
+    """Bytes of main memory that a run over the accepted items takes at its peak, at most; None without any."""
+    return max(needed(package, [finding.footprint for finding in findings if finding.footprint]), default=None)
 
 
 def show(description: dict[str, Any]) -> None:

@@ -121,16 +121,24 @@ class ModelPackage:
             files["calibration.json"] = _json_bytes(self.calibration)
         _write_folder(Path(folder), files)
 
+    def save_calibration(self, folder: Path) -> None:
+        """Write calibration.json alone beside the card and weights that are there. Raises OutputError."""
+        assert self.calibration is not None, "there is one to save"
+        write_files([AnswerFile("calibration.json", "application/json", _json_bytes(self.calibration))], folder)
+
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read and verify a package. Raises UnknownModel for no package, PackageError for one that does not hold."""
+    def load(cls, folder: Path, *, calibrated: bool = True) -> Self:
+        """Read and verify a package; not its calibration, where that is to be made again.
+
+        Raises UnknownModel for no package, PackageError for one that does not hold.
+        """
         if not (folder / "card.json").is_file():
             raise UnknownModel(f"{folder}: no model package there (a folder with card.json and weights.safetensors)")
         card_json = _read(folder / "card.json")
         card = _parse(folder / "card.json", card_json, Card)
         prior = None if card.prior_sha256 is None else _verified(folder / PRIOR, card.prior_sha256)
         package = cls(card, _verified(folder / WEIGHTS, card.weights_sha256), card_json, prior=prior)
-        if (folder / "calibration.json").is_file():
+        if calibrated and (folder / "calibration.json").is_file():
             path = folder / "calibration.json"
             calibration = _parse(path, _read(path), Calibration)
             _require_match(calibration, package.digest)
@@ -140,12 +148,17 @@ class ModelPackage:
 
 def load(package: str | os.PathLike[str]) -> ModelPackage:
     """A package by its folder, or by a name of `shipped()`. Raises UnknownModel, PackageError."""
+    return ModelPackage.load(folder_of(package))
+
+
+def folder_of(package: str | os.PathLike[str]) -> Path:
+    """Where a package is, by its folder or by a name of `shipped()`. Raises UnknownModel."""
     folder = Path(package)
     if folder.is_dir():
-        return ModelPackage.load(folder)
+        return folder
     names = shipped()
     if str(package) in names:
-        return ModelPackage.load(names[str(package)])
+        return names[str(package)]
     listed = ", ".join(sorted(names)) or "none"
     raise UnknownModel(f"{package}: neither a folder nor the name of a shipped model (shipped: {listed})")
 
@@ -265,6 +278,9 @@ def _readme(card: Card, digest: str) -> str:
         "digest": digest,
     }
     lines = [f"# {card.name} {card.version}", "", *(f"- **{name}**: {text}" for name, text in facts.items())]
+    beware = card.metrics.get("test", {}).get("beware", [])
+    if beware:
+        lines += ["", "## Beware", "", *(f"- {said}" for said in beware)]
     if card.metrics:
         lines += ["", "## Metrics", "", "```json", json.dumps(card.metrics, indent=2), "```"]
     return "\n".join(lines) + "\n"

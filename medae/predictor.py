@@ -1,7 +1,8 @@
 """Predictor: Image -> Prediction. The one inference path of evaluation, training, command line, service and batch."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from medae.errors import UnfitImage, UsageError
 from medae.image import Image
 from medae.package import Card, ModelPackage
 from medae.preparation import Prepared
-from medae.tasks import Segmentation
+from medae.tasks import Anomaly, Segmentation
 from medae.tiles import BlendStitcher, CoreStitcher, ReceptiveField, Tile, TilePlan, batches, plan_tiles, read_tile
 
 Progress = Callable[[int, int], None]
@@ -63,24 +64,59 @@ class Predictor:
         probabilities: bool = False,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Answer for one image.
+        """Answer for one image; of several volumes for each, the answers stacked as they were.
+
+        The score of several volumes is their mean; of an anomaly model that of the most anomalous one.
 
         threshold: segmentation: a probability; anomaly: a target false-positive rate. probabilities: segmentation only.
         Raises UnfitImage for an image the model cannot take, UsageError for a threshold it does not know.
         """
         card = self.package.card
         check_call(self.package, threshold=threshold, probabilities=probabilities)
+        if image.volumes > 1:
+            return self._by_volume(image, threshold, probabilities, progress)
         prepared = prepare(card, image)
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
         decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
         answer = card.task.answer(decided, prepared)
-        scores = card.task.scores(decided, answer, prepared)
+        scores = card.task.measure(decided, answer, prepared, self.package.weights)
         return Prediction(
             task=card.task.kind,
             image=answer,
             scores=scores,
             probabilities=None if soft is None else _clipped(prepared.restore(soft)),
             provenance=self.provenance | ({"blended_tiles": True} if plan.blend else {}),
+            **self._placed(scores, threshold),
+        )
+
+    def scores_of(self, pixels_CSRW: NDArray[np.float32]) -> dict[str, float]:
+        """An anomaly model's scores of what its network sees: of an image that is prepared already."""
+        task, field = self.package.card.task, self.package.card.receptive_field
+        assert isinstance(task, Anomaly), "only these have scores"
+        plan = plan_tiles(pixels_CSRW.shape[1:], field, self._tile_voxels)
+        decided, _ = self._run(pixels_CSRW, plan, None, False, None)
+        return task.values(decided, pixels_CSRW, self.package.weights)
+
+    def _by_volume(
+        self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
+    ) -> Prediction:
+        def progress_of(number: int) -> Progress | None:
+            if progress is None:
+                return None
+            return lambda done, total: progress(number * total + done, image.volumes * total)
+
+        parts = [
+            self(image.volume(n), threshold=threshold, probabilities=probabilities, progress=progress_of(n))
+            for n in range(image.volumes)
+        ]
+        combine = max if self.package.card.task.kind == "anomaly" else fmean
+        scores = {name: float(combine(part.scores[name] for part in parts)) for name in parts[0].scores}
+        soft = [part.probabilities for part in parts if part.probabilities is not None]
+        return replace(
+            parts[0],
+            image=_stacked([part.image for part in parts]),
+            scores=scores,
+            probabilities=_stacked(soft) if soft else None,
             **self._placed(scores, threshold),
         )
 
@@ -150,6 +186,11 @@ class Predictor:
         p_value = references.p_value(score)
         decision = None if threshold is None else "anomalous" if p_value <= threshold else "normal"
         return {"percentile": references.percentile(score), "p_value": p_value, "decision": decision}
+
+
+def _stacked(volumes: list[Image]) -> Image:
+    pixels = np.concatenate([volume.pixels for volume in volumes])
+    return replace(volumes[0], pixels=pixels, volumes=len(volumes))
 
 
 def check_call(package: ModelPackage, *, threshold: float | None, probabilities: bool = False) -> None:

@@ -171,6 +171,8 @@ class Preparation(Settings):
         return lower, upper - lower if upper - lower >= _FLAT else 1.0
 
     def _channels_of(self, image: Image) -> Image:
+        if image.volumes > 1:
+            raise UnfitImage(f"this image has {image.volumes} volumes; training takes one volume an image. Split it.")
         if image.channels == self.channels:
             return image
         pixels = image.pixels

@@ -57,9 +57,8 @@ def untrained_package(
 
     preparation = preparation or Preparation()
     settings = TypeAdapter(NetworkConfig).validate_python(network)
-    channels_out = task.channels_out(preparation.channels)
     torch.manual_seed(seed)
-    built = settings.build(preparation.channels, channels_out)
+    built = settings.build(preparation.channels, task.network_channels(preparation.channels))
     for module in built.modules():  # statistics that matter, as training would leave them
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
@@ -70,8 +69,8 @@ def untrained_package(
         task=task,
         network=settings.model_dump(mode="json"),
         channels_in=preparation.channels,
-        channels_out=channels_out,
-        receptive_field=settings.receptive_field(),
+        channels_out=task.channels_out(preparation.channels),
+        receptive_field=task.seen(settings.receptive_field()),
         preparation=preparation,
     )
     return ModelPackage.seal(card, {name: value.numpy() for name, value in built.state_dict().items()})

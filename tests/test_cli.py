@@ -245,7 +245,7 @@ def test_check_and_info_say_the_same(name: str, batch: Batch, bad_folder: Path, 
     stem, path = name.split(".")[0], bad_folder / name
     checked = medae("check", path, "--package", package)
     assert checked.code == 3
-    assert checked.out.startswith(f"{stem}: not accepted: {batch.rows[stem]['reason']}")
+    assert checked.out.startswith(f"{stem}: not accepted ({batch.rows[stem]['code']}): {batch.rows[stem]['reason']}")
     if stem not in ("dot", "nan", "inf"):  # sound images, which only a model cannot take
         told = medae("info", path)
         assert told.code == 3

@@ -146,6 +146,7 @@ def test_making_a_set_again_gives_the_same():
 
 def test_artefacts_change_a_part_of_the_tile_or_its_sharpness():
     data = Sample(name="anomaly-tiles")
+    by_name = {case.id: case for case in data.cases("test")}
     tiles = {case.id: rgb(data.read(case).image).astype(float) for case in data.cases("test")}
     for name, tile in tiles.items():
         place, _, label = name.rpartition("-")
@@ -153,14 +154,27 @@ def test_artefacts_change_a_part_of_the_tile_or_its_sharpness():
         changed = (np.abs(tile - normal).max(axis=2) > 4).mean()
         if label in ("ink", "foreign"):
             assert 0.1 < changed < 0.75, name
+            assert 0.1 < samples.Sample(name="anomaly-tiles").read(by_name[name]).target.pixels.mean() < 0.75
         elif label == "fold":
             assert 0.05 < changed < 0.75, name
             assert tile.mean() < normal.mean()
+        elif label == "bubble":
+            assert 0.05 < changed < 0.8, name
         elif label == "blur":
             assert np.abs(np.diff(tile, axis=0)).mean() < 0.7 * np.abs(np.diff(normal, axis=0)).mean()
 
 
-@pytest.mark.parametrize("artefact", [artefacts.ink, artefacts.fold, artefacts.blur])
+@pytest.mark.parametrize(
+    "artefact",
+    [
+        artefacts.ink,
+        artefacts.fold,
+        artefacts.blur,
+        artefacts.bubble,
+        artefacts.compressed,
+        artefacts.stain_shift,
+    ],
+)
 def test_an_artefact_follows_from_its_seed(artefact):
     tile = rgb(samples.stained_tissue())[:40, :33]
     before = tile.copy()

@@ -17,6 +17,8 @@ from medae.metrics.fidelity import psnr
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
 from medae.preparation import FullRange, Percentile, Preparation, Window
+from medae.scores import Residual
+from medae.scores.reducers import Max
 from medae.tasks import Anomaly, Restoration, Segmentation
 from medae.tiles import ReceptiveField
 from tests.conftest import tilted_affine
@@ -165,7 +167,7 @@ def anomaly_cases(scores, labels):
 
 
 def test_detection_overall_and_of_each_kind_beside_trivial_statistics():
-    model = predictor(Anomaly(residual="l1"), lambda x: 0 * x)  # the score is the brightness
+    model = predictor(Anomaly(scores=(Residual(distance="l1"),)), lambda x: 0 * x)  # the score is the brightness
     found = evaluate(
         model,
         anomaly_cases([0.1, 0.2, 0.3, 0.4, 0.05, 0.9], ["normal", "normal", "ink", "ink", "fold", None]),
@@ -173,7 +175,10 @@ def test_detection_overall_and_of_each_kind_beside_trivial_statistics():
     detection = found.metrics["detection"]
     assert set(detection) == {"all", "ink", "fold"}
     assert (detection["all"]["normal"], detection["all"]["abnormal"]) == (2, 3)  # without a label: not counted
-    assert detection["ink"]["l1_mean"] == {"auroc": 1.0, "average_precision": pytest.approx(1.0)}
+    assert detection["ink"]["l1_mean"]["auroc"] == 1 and detection["ink"]["l1_mean"]["fpr_at_95_tpr"] == 0
+    assert detection["ink"]["l1_mean"]["average_precision"] == pytest.approx(1.0)
+    low, high = detection["all"]["l1_mean"]["auroc_interval"]
+    assert 0 <= low < 4 / 6 < high <= 1
     assert detection["fold"]["l1_mean"]["auroc"] == 0
     assert detection["all"]["l1_mean"]["auroc"] == pytest.approx(4 / 6)
     trivial = detection["fold"]["intensity_mean"]
@@ -185,13 +190,13 @@ def test_detection_overall_and_of_each_kind_beside_trivial_statistics():
 def test_a_score_that_ranks_backwards_is_warned_of(caplog):
     model = predictor(Anomaly(), lambda x: 0 * x)
     evaluate(model, anomaly_cases([0.5, 0.1], ["normal", "ink"]))
-    assert "it must not be used" in caplog.text
+    assert "do not use it" in caplog.text
 
 
 def test_normal_cases_alone_have_no_detection_numbers(tmp_path):
     model = predictor(Anomaly(), lambda x: 0 * x)
     found = evaluate(model, anomaly_cases([0.5, 0.1], ["normal", None]), tmp_path)
-    assert found.metrics["detection"]["all"]["l2_mean"] == {"auroc": None, "average_precision": None}
+    assert set(found.metrics["detection"]["all"]["l2_mean"].values()) == {None}
     assert found.metrics["l2_mean"]["highest"] == pytest.approx(0.25)
     assert "NaN" not in (tmp_path / "metrics.json").read_text()
 
@@ -266,4 +271,4 @@ def test_samples_are_evaluated_by_name():
 def test_headlines():
     assert headline(Segmentation(labels=(RED,))) == ("dice", True)
     assert headline(Restoration()) == ("psnr", True)
-    assert headline(Anomaly(residual="l1", reducer="max")) == ("l1_max", False)
+    assert headline(Anomaly(scores=(Residual(distance="l1", reducer=Max()),))) == ("l1_max", False)

@@ -105,7 +105,9 @@ def test_last_bytes_matter() -> None:
     [
         (b"", UnreadableImage, "empty"),
         (b"\x89", UnsupportedImage, "unknown kind"),
-        (b"PK\x03\x04" + bytes(40), UnsupportedImage, "ZIP archive"),
+        (b"PK\x03\x04" + bytes(40), UnreadableImage, "zip is damaged"),
+        (b"NRRD0004\n", UnreadableImage, "damaged"),
+        (b"ObjectType = Image\n", UnreadableImage, "no end"),
         (b"GIF89a" + bytes(40), UnsupportedImage, "GIF"),
         (bytes(1000), UnsupportedImage, "unknown kind"),
         (gzip.compress(b"text" * 400), UnsupportedImage, "gzip data that is no NIfTI"),

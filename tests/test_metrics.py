@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medae.metrics.detection import auroc, average_precision, trivial_statistics
+from medae.metrics.detection import auroc, average_precision
 from medae.metrics.fidelity import psnr, ssim
 from medae.metrics.overlap import dice, iou
+from medae.scores.baselines import trivial_statistics
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -182,5 +182,5 @@ SHIPPED = sorted(configs_folder().rglob("*.yaml"))
 def test_shipped_configurations_are_valid(path: Path):
     experiment = load_settings(path, Experiment)
     channels = experiment.preparation.channels
-    experiment.network.build(channels, experiment.task.channels_out(channels))
+    experiment.network.build(channels, experiment.task.network_channels(channels))
     assert Experiment.model_validate(experiment.resolved) == experiment

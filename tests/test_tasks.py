@@ -8,6 +8,8 @@ from medae.errors import UsageError
 from medae.image import Geometry, Image
 from medae.io.answer import Label
 from medae.preparation import Preparation
+from medae.scores import Residual
+from medae.scores.reducers import Max, TopPercent
 from medae.tasks import Anomaly, Restoration, Segmentation
 from medae.tasks.base import softmax
 from tests.conftest import tilted_affine
@@ -49,15 +51,20 @@ def test_areas_and_volumes_only_where_sizes_are_known() -> None:
     volume = Image(np.zeros((1, 2, 3, 4), np.uint8), Geometry((2, 3, 4), tilted_affine(spacing)))
     decided = np.array([0, 1, 1, 2] * 6, np.uint8).reshape(1, 2, 3, 4)
     prepared = Preparation().apply(volume)
-    scores = task.scores(decided, prepared.restore(decided, labels=True), prepared)
+    scores = task.measure(decided, prepared.restore(decided, labels=True), prepared, {})
     assert scores["label 1_voxels"] == 12
     assert scores["label 1_mm3"] == pytest.approx(12 * 2.5 * 0.8 * 1.1)
     picture = Image.from_picture(np.zeros((4, 6), np.uint8), spacing_mm=(0.5, 0.25))
     prepared = Preparation().apply(picture)
     flat = decided.reshape(1, 1, 4, 6)
-    assert task.scores(flat, prepared.restore(flat, labels=True), prepared)["label 2_mm2"] == pytest.approx(6 * 0.125)
+    assert task.measure(flat, prepared.restore(flat, labels=True), prepared, {})["label 2_mm2"] == pytest.approx(
+        6 * 0.125
+    )
     unknown = Preparation().apply(Image.from_picture(np.zeros((4, 6), np.uint8)))
-    assert set(task.scores(flat, unknown.restore(flat, labels=True), unknown)) == {"label 1_voxels", "label 2_voxels"}
+    assert set(task.measure(flat, unknown.restore(flat, labels=True), unknown, {})) == {
+        "label 1_voxels",
+        "label 2_voxels",
+    }
 
 
 def test_volumes_of_a_tilted_gantry_are_those_of_its_slanted_voxels() -> None:
@@ -65,17 +72,17 @@ def test_volumes_of_a_tilted_gantry_are_those_of_its_slanted_voxels() -> None:
     affine[:3, 0] += 2 * affine[:3, 1]  # each slice is moved along its rows: no voxel becomes larger
     volume = Image(np.ones((1, 2, 3, 4), np.uint8), Geometry((2, 3, 4), affine))
     prepared = Preparation().apply(volume)
-    scores = Segmentation(labels=labels(1)).scores(volume.pixels, volume, prepared)
+    scores = Segmentation(labels=labels(1)).measure(volume.pixels, volume, prepared, {})
     assert scores["label 1_mm3"] == pytest.approx(24 * 2.5 * 0.8 * 1.1)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (Anomaly(residual="l2"), np.mean([1, 4, 9, 16])),
-        (Anomaly(residual="l1"), np.mean([1, 2, 3, 4])),
-        (Anomaly(residual="l1", reducer="max"), 4),
-        (Anomaly(residual="l2", reducer="top_percent", top_percent=50), 12.5),
+        (Anomaly(), np.mean([1, 4, 9, 16])),
+        (Anomaly(scores=(Residual(distance="l1"),)), np.mean([1, 2, 3, 4])),
+        (Anomaly(scores=(Residual(distance="l1", reducer=Max()),)), 4),
+        (Anomaly(scores=(Residual(reducer=TopPercent(percent=50)),)), 12.5),
     ],
 )
 def test_anomaly_score_is_the_reduced_residual(settings: Anomaly, expected: float) -> None:
@@ -83,7 +90,7 @@ def test_anomaly_score_is_the_reduced_residual(settings: Anomaly, expected: floa
     prepared = Preparation().apply(picture)
     x, output = np.zeros((1, 1, 2, 2), np.float32), np.array([1, 2, 3, -4], np.float32).reshape(1, 1, 2, 2)
     residual = settings.decide(output, x, None)
-    assert settings.scores(residual, prepared.restore(residual), prepared) == {
+    assert settings.measure(residual, prepared.restore(residual), prepared, {}) == {
         settings.score_name: pytest.approx(expected)
     }
 

@@ -287,7 +287,7 @@ def test_better_is_lower_for_anomaly_scores_and_higher_for_the_others(discs):
 
 def test_too_few_references_are_said_and_not_used(discs, tmp_path, caplog):
     package = train(anomaly(discs), tmp_path)
-    assert package.calibration is None and "not calibrated: 3 normal" in caplog.text
+    assert package.calibration is None and "3 reference images are too few" in caplog.text
 
 
 def test_paired_restoration_keeps_both_images_in_one_range(tmp_path):

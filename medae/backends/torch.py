@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from medae.backends.observer import observed
 from medae.errors import LimitExceeded, PackageError, UsageError
 from medae.package import ModelPackage
+from medae.scores import PREFIX
 
 if TYPE_CHECKING:
     from medae.networks.prior import Prior
@@ -38,9 +40,14 @@ class TorchBackend:
         self._network = network.to(self._device).eval()
 
     @classmethod
+    def around(cls, network: nn.Module, package: ModelPackage, device: str = "auto") -> Self:
+        """The package's network, which is there already, with all that its card needs to know beside its output."""
+        return cls(observed(network, package.card, package.weights), device)
+
+    @classmethod
     def from_package(cls, package: ModelPackage, device: str = "auto") -> Self:
         """Build the card's network and load its weights. Raises PackageError when they do not fit."""
-        return cls(network_of(package), device)
+        return cls.around(network_of(package), package, device)
 
     def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
         """(N, channels_in, *spatial) -> (N, channels_out, *spatial), float32.
@@ -75,8 +82,8 @@ def network_of(package: ModelPackage) -> nn.Module:
     card = package.card
     try:
         settings = TypeAdapter[Any](NetworkConfig).validate_python(card.network)
-        network: nn.Module = settings.build(card.channels_in, card.channels_out)
-        _fill(network, package.weights)
+        network: nn.Module = settings.build(card.channels_in, card.task.network_channels(card.channels_in))
+        _fill(network, {name: value for name, value in package.weights.items() if not name.startswith(PREFIX)})
     except ValidationError as error:
         raise PackageError(f"the card's network is not known to this medae: {error.errors()[0]['msg']}") from None
     except RuntimeError:

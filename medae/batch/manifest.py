@@ -11,7 +11,10 @@ from medae.batch.sources import File, Member, is_url, to_bytes
 from medae.errors import UsageError
 from medae.io import dicom
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm"),
+    *(".mha", ".mhd", ".nrrd", ".nhdr"),
+)
 """In a folder, a file of such a name counts as an image even when its content says otherwise: it is then a failed
 item with a reason, and is not passed over. Whether a file really is an image, its content decides when it is read."""
 
@@ -111,8 +114,8 @@ class Listing:
             yield item
         if nothing and not self._may_be_empty:
             raise UsageError(
-                f"no image among the inputs ({self.passed_over} files looked at); images are PNG, JPEG, TIFF, NIfTI "
-                "and DICOM"
+                f"no image among the inputs ({self.passed_over} files looked at); images are PNG, JPEG, TIFF, NIfTI, "
+                "MetaImage, NRRD and DICOM"
             )
 
     def _items(self, named: Sequence[Path], found: Sequence[Path], others: Sequence[str | Path]) -> Iterator[Item]:

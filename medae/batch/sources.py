@@ -90,7 +90,7 @@ def fetch(files: Sequence[File], limits: Limits, allow: Sequence[str] = ()) -> F
     limits.admit_files(len(files))
     before = stamp(files)  # a file that is changed while it is read is found to have changed
     limits.admit_bytes(before.size)
-    by_path = len(files) > 1 or before.size > _WHOLE
+    by_path = len(files) > 1 or before.size > _WHOLE or _has_neighbours(files[0])
     sources: list[Path | bytes] = []
     digests: list[str] = []
     for file in files:
@@ -102,6 +102,11 @@ def fetch(files: Sequence[File], limits: Limits, allow: Sequence[str] = ()) -> F
             sources.append(content)
             digests.append(hashlib.sha256(content).hexdigest())
     return Fetched(sources, Fingerprint(joined(digests), before.size, before.time))
+
+
+def _has_neighbours(file: File) -> bool:
+    """Whether its pixels lie in files beside it, so that its bytes alone are no image."""
+    return isinstance(file, Path) and (file.name.upper() == "DICOMDIR" or file.suffix.lower() in (".mhd", ".nhdr"))
 
 
 class Stamp(NamedTuple):

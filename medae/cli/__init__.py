@@ -13,6 +13,7 @@ from medae import __version__
 from medae.cli.batch import batch
 from medae.cli.latent import latent
 from medae.cli.options import AsJson, Device, Inputs, Out, Output, Package, keep_heap, require_existing
+from medae.cli.scores import calibrate, rescore
 from medae.cli.terminal import complain, print_json, stderr
 from medae.cli.tokens import token
 from medae.errors import InputError, MedaeError
@@ -32,6 +33,8 @@ app = typer.Typer(
 app.add_typer(batch)
 app.add_typer(latent)
 app.add_typer(token)
+app.command()(calibrate)
+app.command()(rescore)
 
 
 def main() -> None:
@@ -199,9 +202,10 @@ def check(
     inputs: Inputs,
     package: Annotated[str | None, typer.Option(help="Would this model take them?", show_default=False)] = None,
 ) -> None:
-    """Say of each image whether it would be accepted and, if not, why; nothing is computed."""
+    """Say of each image whether it would be accepted and, if not, why; given a package also the memory of a run, for
+    which the network sees one empty tile."""
     from medae.batch.manifest import list_items
-    from medae.inspection import check_item
+    from medae.inspection import check_item, memory_of
     from medae.package import load
 
     require_existing(inputs)
@@ -209,6 +213,8 @@ def check(
     findings = [check_item(item, model) for item in list_items(inputs).items]
     for finding in findings:
         typer.echo(finding)
+    if package and (memory := memory_of(findings, package)) is not None:
+        typer.echo(f"a run over what is accepted takes at most {memory / 2**20:.0f} MiB of main memory")
     if not all(finding.accepted for finding in findings):
         raise typer.Exit(InputError.exit_code)
 

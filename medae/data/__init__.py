@@ -6,16 +6,18 @@ from pydantic import Field
 
 from medae.data.augment import AugmentSettings
 from medae.data.cases import SPLITS, Case, CaseList, Data, LoadedCase, Split, label_image
+from medae.data.collections import Collection
 from medae.data.folder import Folder
 from medae.data.samples import Sample
 
-DataConfig = Annotated[CaseList | Folder | Sample, Field(discriminator="kind")]
+DataConfig = Annotated[CaseList | Folder | Collection | Sample, Field(discriminator="kind")]
 
 __all__ = [
     "SPLITS",
     "AugmentSettings",
     "Case",
     "CaseList",
+    "Collection",
     "Data",
     "DataConfig",
     "Folder",

@@ -1,8 +1,9 @@
-"""What goes wrong with a slide, drawn on a tile of it: ink, a fold, foreign tissue, lost focus.
+"""What goes wrong with a slide, drawn on a tile of it: ink, a fold, foreign tissue, a bubble; lost focus, too much
+compression, another stain.
 
 Tiles are (R, W, 3) uint8, bright-field; each function returns a new one and takes all its chances from `rng`. They
-imitate the physics, not the look, and mark a part of the tile only, as the real ones do; a model that finds these has
-shown that it finds these, not every artefact there is.
+imitate the physics, not the look; the first four mark a part of the tile only, as the real ones do. A model that finds
+these has shown that it finds these, not every artefact there is.
 """
 
 import numpy as np
@@ -46,6 +47,44 @@ def foreign(tile: Tile, tissue: Tile, rng: np.random.Generator) -> Tile:
     piece = tissue[top : top + rows, left : left + columns]
     where = _blob((rows, columns), rng.uniform(0.35, 0.6), rng)[..., None]
     return _picture(tile / 255 * (1 - where) + piece / 255 * where)
+
+
+def bubble(tile: Tile, rng: np.random.Generator) -> Tile:
+    """Air under the cover glass, 40..70 % of the tile wide: inside out of focus and paler, its rim a dark ring."""
+    from scipy.ndimage import gaussian_filter
+
+    rows, columns = tile.shape[:2]
+    size = min(rows, columns)
+    radius = size * rng.uniform(0.2, 0.35)
+    middle = np.array([rows, columns]) * rng.uniform(0.3, 0.7, 2)
+    row, column = np.mgrid[:rows, :columns]
+    distance = np.hypot(row - middle[0], column - middle[1])
+    inside = np.clip(radius - distance + 0.5, 0, 1)[..., None]
+    rim = np.exp(-0.5 * ((distance - radius) / max(1.0, 0.06 * size)) ** 2)[..., None]
+    light = tile / 255
+    air = 0.35 * gaussian_filter(light, (2, 2, 0), mode="reflect") + 0.65 * rng.uniform(0.85, 0.95)
+    return _picture((light * (1 - inside) + air * inside) * (1 - rng.uniform(0.55, 0.8) * rim))
+
+
+def compressed(tile: Tile, rng: np.random.Generator) -> Tile:
+    """JPEG of quality 3 to 10 with halved colour, as a thumbnail that was taken for the slide."""
+    import io
+
+    from PIL import Image as Pillow
+
+    stream = io.BytesIO()
+    Pillow.fromarray(tile).save(stream, "JPEG", quality=int(rng.integers(3, 11)), subsampling=2)
+    return np.asarray(Pillow.open(stream))
+
+
+def stain_shift(tile: Tile, rng: np.random.Generator) -> Tile:
+    """One stain half or twice as strong as it should be: optical densities of its colour (Ruifrok 2001) are scaled."""
+    from skimage.color import hed2rgb, rgb2hed
+
+    stains = rgb2hed(tile)
+    which = int(rng.choice([0, 2]))
+    stains[..., which] *= rng.choice([0.4, 2.2]) * rng.uniform(0.9, 1.1)
+    return _picture(hed2rgb(stains))
 
 
 def blur(tile: Tile, rng: np.random.Generator) -> Tile:

@@ -26,8 +26,14 @@ from medae.image import Geometry, Image
 TILE = 24
 """Pixels along a side of an anomaly tile."""
 
-ABNORMAL = ("ink", "fold", "foreign", "blur")
+ABNORMAL = ("ink", "fold", "foreign", "blur", "bubble", "compressed", "stain-shift")
 """Labels of the abnormal test tiles."""
+
+LOCAL = ("ink", "fold", "foreign", "bubble")
+"""Those that mark a part of the tile."""
+
+CHANGED = 8
+"""Levels by which a channel of a pixel differs where an artefact is."""
 
 _SKIMAGE = "images of scikit-image (immunohistochemistry: no known copyright restriction; retina: CC0)"
 _MEDICAL = "test images of pydicom and nibabel (MIT)"
@@ -189,10 +195,24 @@ def _anomaly_tiles() -> Iterator[LoadedCase]:
         split: Split = "train" if 2 * rank < len(tiles) else "validation" if 4 * rank < 3 * len(tiles) else "test"
         yield _tile(name, tile, split, "normal")
         if split == "test":
-            yield _tile(name, artefacts.ink(tile, rng), split, "ink")
-            yield _tile(name, artefacts.fold(tile, rng), split, "fold")
-            yield _tile(name, artefacts.foreign(tile, other, rng), split, "foreign")
-            yield _tile(name, artefacts.blur(tile, rng), split, "blur")
+            for label, damaged in _damaged(tile, other, rng).items():
+                yield _tile(name, damaged, split, label, of=tile)
+
+
+def _damaged(
+    tile: NDArray[np.uint8], other: NDArray[np.uint8], rng: np.random.Generator
+) -> dict[str, NDArray[np.uint8]]:
+    """A tile with each artefact, by its label."""
+    made = (
+        artefacts.ink(tile, rng),
+        artefacts.fold(tile, rng),
+        artefacts.foreign(tile, other, rng),
+        artefacts.blur(tile, rng),
+        artefacts.bubble(tile, rng),
+        artefacts.compressed(tile, rng),
+        artefacts.stain_shift(tile, rng),
+    )
+    return dict(zip(ABNORMAL, made, strict=True))
 
 
 def _tissue_tiles(rgb: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.uint8]]]:
@@ -206,8 +226,15 @@ def _tissue_tiles(rgb: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.uint8]]]
     return [(name, tile) for name, tile in cut.items() if np.median(tile.min(axis=2)) < 222]
 
 
-def _tile(name: str, tile: NDArray[np.uint8], split: Split, label: str) -> LoadedCase:
-    return LoadedCase(_case(f"{name}-{label}", split, label), Image.from_picture(tile), None)
+def _tile(
+    name: str, tile: NDArray[np.uint8], split: Split, label: str, of: NDArray[np.uint8] | None = None
+) -> LoadedCase:
+    """of: the same tile without its artefact; where one marks a part, the target says which."""
+    target = None
+    if of is not None and label in LOCAL:
+        changed = np.abs(tile.astype(int) - of.astype(int)).max(axis=2) > CHANGED
+        target = Image.from_picture(changed.astype(np.uint8))
+    return LoadedCase(_case(f"{name}-{label}", split, label), Image.from_picture(tile), target)
 
 
 def _case(name: str, split: Split, label: str | None = None) -> Case:

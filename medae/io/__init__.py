@@ -1,12 +1,14 @@
 """Files <-> Image. What a file is, is decided by its content, never by its name.
 
-Read: PNG, JPEG, TIFF (raster), NIfTI-1 and -2, plain or gzipped (nifti), DICOM (dicom). Written: the answer table, in
-the input's own format. The format modules are imported when a file needs them.
+Read: PNG, JPEG, TIFF (raster), NIfTI-1 and -2, plain or gzipped (nifti), MetaImage, NRRD, DICOM (dicom). Written: the
+answer table, in the input's own format. The format modules are imported when a file needs them.
 """
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,6 +52,7 @@ _MAGIC = {
     b"MM\0*": "tiff",
     b"II+\0": "tiff",
     b"MM\0+": "tiff",
+    b"NRRD000": "nrrd",
 }
 _ZIP = b"PK\x03\x04"
 # what people send by mistake, so that the answer can say what came
@@ -61,11 +64,10 @@ _FOREIGN = {
     b"RIFF": "a RIFF (WebP or AVI) file",
     b"\x89HDF": "an HDF5 file",
     b"\x93NUMPY": "a NumPy array",
-    b"NRRD": "an NRRD volume",
     b"\xff\x4f\xff\x51": "a bare JPEG 2000 stream",
     b"\0\0\0\x0cjP": "a JPEG 2000 picture",
 }
-_WHAT_IS_READ = "PNG, JPEG, TIFF, NIfTI (.nii, .nii.gz) and DICOM are read"
+_WHAT_IS_READ = "PNG, JPEG, TIFF, NIfTI (.nii, .nii.gz), MetaImage, NRRD and DICOM are read"
 
 
 def read_image(
@@ -188,7 +190,7 @@ def _read(source: File | Sequence[File], limits: Limits, series: int | str | Non
             raise SeriesError(f"a series is chosen among DICOM files; what came is {_census(kinds)}")
         if len(files) != 1:
             raise SeriesError(f"one image is one file or one DICOM series; what came is {_census(kinds)}")
-        return _reader(kinds[0], as_labels)(_content(files[0], limits), limits)
+        return _reader(kinds[0], as_labels, files[0])(_content(files[0], limits), limits)
 
 
 @contextmanager
@@ -270,7 +272,7 @@ def _content(file: Path | bytes, limits: Limits) -> bytes:
 
 
 def _kind(head: bytes) -> str:
-    """png, jpeg, tiff, nifti, dicom, or a phrase that says what came instead."""
+    """png, jpeg, tiff, nifti, metaimage, nrrd, dicom, or a phrase that says what came instead."""
     if head[128:132] == b"DICM":  # first: the 128 bytes before it may be those of any other format
         return "dicom"
     for magic, kind in _MAGIC.items():
@@ -281,9 +283,12 @@ def _kind(head: bytes) -> str:
     if volume := _kind_of_volume(head):
         return volume
     from medae.io import dicom
+    from medae.io.metaimage import is_metaimage
 
     if dicom.is_dicom(head):
         return "dicom"
+    if is_metaimage(head):
+        return "metaimage"
     if not head:
         return "an empty file"
     return next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), "an unknown kind of file")
@@ -303,11 +308,14 @@ def _kind_of_volume(head: bytes) -> str | None:
     return None
 
 
-def _reader(kind: str, as_labels: bool) -> Callable[[bytes, Limits], Image]:
+def _reader(kind: str, as_labels: bool, file: Path | bytes) -> Callable[[bytes, Limits], Image]:
     if kind == "nifti":
         from medae.io import nifti
 
         return nifti.read
+    if kind in ("metaimage", "nrrd"):
+        module = import_module(f"medae.io.{kind}")
+        return partial(module.read, folder=file.parent if isinstance(file, Path) else None)
     if kind in ("png", "jpeg", "tiff"):
         from medae.io import raster
 
@@ -324,12 +332,10 @@ def _census(kinds: Sequence[str]) -> str:
 
 def _writer(image: Image, *, dicom_writer: str) -> ModuleType:
     """The module that writes in the format of the image's source."""
-    from importlib import import_module
-
     match image.source.format:
         case "png" | "jpeg" | "tiff":
             return import_module("medae.io.raster")
-        case "nifti":
+        case "nifti" | "metaimage" | "nrrd":
             return import_module("medae.io.nifti")
         case "dicom":
             return import_module(f"medae.io.{dicom_writer}")

@@ -89,10 +89,10 @@ def label_numbers(labels: Image, count: int) -> NDArray[Any]:
     """
     pixels = labels.pixels
     low, high = (int(pixels.min()), int(pixels.max())) if pixels.dtype.kind in "bui" else (-1, -1)
-    if len(pixels) != 1 or low < 0 or high > min(count, 65535):
+    if labels.channels != 1 or low < 0 or high > min(count, 65535):
         raise OutputError(
-            f"a label image has one channel of whole numbers 0 to {count} (its labels); got {len(pixels)} channels of "
-            f"{pixels.dtype} from {pixels.min()} to {pixels.max()}"
+            f"a label image has one channel of whole numbers 0 to {count} (its labels); got {labels.channels} channels "
+            f"of {pixels.dtype} from {pixels.min()} to {pixels.max()}"
         )
     return pixels.astype(np.uint8 if count <= 255 else np.uint16)
 

@@ -107,23 +107,24 @@ def inflate_raw(data: bytes, most: int) -> bytes:
 
 
 def inflate(data: bytes, count: int) -> bytearray:
-    """Exactly the first `count` bytes of what gzip `data` (of one or more members) holds, and never more memory.
+    """Exactly the first `count` bytes of what gzip (one or more members) or zlib `data` holds, and never more memory.
 
     The check sum of a member is verified where the member ends within `count`.
     Raises UnreadableImage where the data is damaged or ends early.
     """
     if count > DEFLATE_RATIO * len(data):
         raise UnreadableImage(
-            f"the header declares {count} bytes, but {len(data)} bytes of gzip cannot hold them; the file is truncated"
+            f"the header declares {count} bytes, more than {len(data)} compressed ones can hold; the file is truncated"
         )
     out = bytearray(count)
     # one member that says it holds just this: libdeflate is 4 x as fast as zlib, and cannot write past `out`
-    if int.from_bytes(data[-4:], "little") == count % 2**32 and _inflate_at_once(data, out):
+    is_gzip = data.startswith(GZIP_MAGIC)
+    if is_gzip and int.from_bytes(data[-4:], "little") == count % 2**32 and _inflate_at_once(data, out):
         return out
     try:
-        filled = _inflate_members(data, memoryview(out))
+        filled = _inflate_members(data, memoryview(out), wbits=31 if is_gzip else 15)
     except zlib.error:
-        raise UnreadableImage("the gzip data is damaged: it does not inflate, or its check sum is wrong") from None
+        raise UnreadableImage("the packed data is damaged: it does not inflate, or its check sum is wrong") from None
     if filled < count:
         raise UnreadableImage(f"the header declares {count} bytes, the file ends after {filled}; it is truncated")
     return out
@@ -138,11 +139,11 @@ def _inflate_at_once(data: bytes, out: bytearray) -> bool:
         return False  # several members, or damage that zlib will name
 
 
-def _inflate_members(data: bytes, out: memoryview) -> int:
+def _inflate_members(data: bytes, out: memoryview, wbits: int) -> int:
     """Fills `out` as far as the data goes; returns how far."""
     filled, rest = 0, memoryview(data)
     while filled < len(out) and rest:
-        member = zlib.decompressobj(wbits=31)
+        member = zlib.decompressobj(wbits)
         while rest and not member.eof:
             # zlib needs one byte of room beyond the last to meet the check sum behind it
             chunk = member.decompress(rest[:_PIECE], max(min(len(out) - filled, _PIECE), 1))
@@ -152,5 +153,5 @@ def _inflate_members(data: bytes, out: memoryview) -> int:
             filled += len(chunk)
             rest = rest[min(_PIECE, len(rest)) - len(member.unconsumed_tail) - len(member.unused_data) :]
         if not member.eof:
-            raise UnreadableImage(f"the gzip data ends early, after {filled} inflated bytes; the file is truncated")
+            raise UnreadableImage(f"the packed data ends early, after {filled} inflated bytes; the file is truncated")
     return filled

@@ -2,7 +2,8 @@
 
 Nibabel's affine is RAS+ already; (i, j, k) is read as array (k, j, i), the order of the file, so columns of the affine
 change places and no voxel moves. sform is preferred over qform, as nibabel does. Values per voxel (the fifth axis, and
-RGB voxels) are channels. Only the header goes through nibabel: pixels are read where they lie, without a copy.
+RGB voxels) are channels; volumes along the fourth axis stay volumes, and are answered as such. Only the header goes
+through nibabel: pixels are read where they lie, without a copy.
 
 Answers are always gzipped. They keep the header of the image they answer, except what may hold names (descrip,
 aux_file, db_name, extensions).
@@ -22,6 +23,7 @@ from medae.errors import GeometryError, OutputError, UnreadableImage, Unsupporte
 from medae.image import Geometry, Image, Source
 from medae.io.answer import Algorithm, AnswerFile, Label, label_numbers, to_stored
 from medae.io.guard import GZIP_MAGIC, Limits, inflate, inflate_head
+from medae.io.volume import VolumeSource
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
@@ -51,6 +53,7 @@ class _Layout(NamedTuple):
 
     shape: tuple[int, int, int]
     """Slices, rows, columns."""
+    volumes: int
     channels: int
     dtype: np.dtype[Any]
     """Of one voxel as stored: plain numbers in either byte order, or RGB."""
@@ -62,16 +65,21 @@ class _Layout(NamedTuple):
 
     @property
     def end(self) -> int:
-        return self.offset + math.prod(self.shape) * self.channels * self.dtype.itemsize
+        return self.offset + math.prod(self.shape) * self.values * self.dtype.itemsize
+
+    @property
+    def values(self) -> int:
+        """Stored for each place."""
+        return self.volumes * self.channels
 
 
 def read(data: bytes, limits: Limits) -> Image:
-    """One volume. Raises UnreadableImage, UnsupportedImage, LimitExceeded or GeometryError."""
+    """One volume, or several on one grid. Raises UnreadableImage, UnsupportedImage, LimitExceeded or GeometryError."""
     is_gzip = data.startswith(GZIP_MAGIC)
     header = _parse(inflate_head(data, _HEADER_SIZES[1]) if is_gzip else data[: _HEADER_SIZES[1]])
     layout = _layout(header)
     slices, rows, columns = layout.shape
-    voxel = layout.channels * layout.dtype.itemsize
+    voxel = layout.values * layout.dtype.itemsize
     limits.admit_grid(slices=slices, rows=rows, columns=columns, bytes_per_voxel=voxel, stored=len(data))
     limits.admit_bytes(layout.end)
     geometry = _geometry(header, layout.shape)
@@ -79,7 +87,7 @@ def read(data: bytes, limits: Limits) -> Image:
         raise UnreadableImage(f"the header declares {layout.end} bytes, {len(data)} came; the file is truncated")
     stored = _stored(inflate(data, layout.end) if is_gzip else data, layout)
     pixels = stored if layout.is_colour else _scaled(stored, header)
-    return Image(pixels, geometry, NiftiSource(header=header.binaryblock))
+    return Image(pixels, geometry, NiftiSource(header=header.binaryblock), layout.volumes)
 
 
 def encode(image: Image, *, compress: bool) -> bytes:
@@ -87,7 +95,7 @@ def encode(image: Image, *, compress: bool) -> bytes:
     pixels = image.pixels
     if pixels.dtype.kind == "b" or pixels.dtype == np.float16:  # NIfTI has neither
         pixels = pixels.astype(np.uint8 if pixels.dtype.kind == "b" else np.float32)
-    return _file(_header_for(image), pixels, compress=compress)
+    return _file(_header_for(image), pixels, image.volumes, compress=compress)
 
 
 def encode_labels(labels: Image, *, stem: str, labels_info: Sequence[Label], algorithm: Algorithm) -> list[AnswerFile]:
@@ -111,10 +119,13 @@ def encode_restored(image: Image, *, stem: str, algorithm: Algorithm, descriptio
         slope, inter = (1.0, 0.0) if layout.is_colour else _scaling(source)
         pixels = _unscaled(pixels, dtype, slope, inter)
         header["scl_slope"], header["scl_inter"] = source["scl_slope"], source["scl_inter"]
-        if layout.is_colour and len(pixels) == len(_RGB):
-            voxels = np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
-            pixels = voxels.view([(name, "u1") for name in _RGB])[None, ..., 0]
-    data = _file(header, pixels, compress=True, made_by=algorithm.signature)
+        if layout.is_colour and image.channels == len(_RGB):
+            colours = pixels.reshape(image.volumes, len(_RGB), *pixels.shape[1:])
+            voxels = np.ascontiguousarray(np.moveaxis(colours, 1, -1))
+            pixels = voxels.view([(name, "u1") for name in _RGB])[..., 0]
+    elif isinstance(image.source, VolumeSource):
+        pixels = to_stored(pixels, image.source.dtype)
+    data = _file(header, pixels, image.volumes, compress=True, made_by=algorithm.signature)
     return [AnswerFile(f"{stem}_restored.nii.gz", _MEDIA_TYPE, data)]
 
 
@@ -160,12 +171,12 @@ def _layout(header: "Nifti1Header") -> _Layout:
             "RGB are read"
         )
     columns, rows, slices, volumes, channels, *rest = lengths
-    if volumes != 1 or max(rest) != 1:
+    if max(rest) != 1:
         raise UnsupportedImage(
-            f"this NIfTI holds {volumes * math.prod(rest)} volumes (its axes are {lengths[:count]}); one volume is "
-            "read. Split it and send one."
+            f"this NIfTI has axes of {lengths[:count]}; three in space, volumes along the fourth and values along the "
+            "fifth are read"
         )
-    return _Layout((slices, rows, columns), channels, dtype, _offset(header))
+    return _Layout((slices, rows, columns), volumes, channels, dtype, _offset(header))
 
 
 def _offset(header: "Nifti1Header") -> int:
@@ -196,19 +207,20 @@ def _geometry(header: "Nifti1Header", shape: tuple[int, int, int]) -> Geometry:
 
 
 def _stored(raw: bytes | bytearray, layout: _Layout) -> NDArray[Any]:
-    """(channels, slices, rows, columns) in native byte order; a view of `raw` where that is possible."""
-    count = math.prod(layout.shape) * layout.channels
+    """(volumes x channels, slices, rows, columns), native byte order; a view of `raw` where that is possible."""
+    count = math.prod(layout.shape) * layout.values
     voxels = np.frombuffer(raw, layout.dtype, count, layout.offset)
     if layout.is_colour:
         assert layout.dtype.names is not None
-        samples = voxels.view(np.uint8).reshape(layout.channels, *layout.shape, len(layout.dtype.names))
+        samples = voxels.view(np.uint8).reshape(layout.values, *layout.shape, len(layout.dtype.names))
         if layout.dtype.names == _RGBA:
             logger.warning("alpha was dropped: 1 of 4 samples a voxel")
         colours = np.moveaxis(samples[..., :3], -1, 1)
-        return np.ascontiguousarray(colours.reshape(layout.channels * 3, *layout.shape))
+        return np.ascontiguousarray(colours.reshape(layout.values * 3, *layout.shape))
     if not voxels.dtype.isnative or not voxels.flags.aligned:
         voxels = voxels.astype(voxels.dtype.newbyteorder("="))
-    return voxels.reshape(layout.channels, *layout.shape)
+    voxels = voxels.reshape(layout.channels, layout.volumes, *layout.shape)  # volumes change faster in the file
+    return voxels.swapaxes(0, 1).reshape(layout.values, *layout.shape)
 
 
 def _scaling(header: "Nifti1Header") -> tuple[float, float]:
@@ -245,13 +257,13 @@ def _unscaled(values_CSRW: NDArray[Any], dtype: np.dtype[Any], slope: float, int
 def _labels(labels: Image, stem: str, count: int, made_by: str) -> list[AnswerFile]:
     header = _header_for(labels)
     header["intent_code"] = _LABEL
-    data = _file(header, label_numbers(labels, count), compress=True, made_by=made_by)
+    data = _file(header, label_numbers(labels, count), labels.volumes, compress=True, made_by=made_by)
     return [AnswerFile(f"{stem}_labels.nii.gz", _MEDIA_TYPE, data)]
 
 
 def _real(image: Image, made_by: str) -> bytes:
     pixels = image.pixels.astype(np.float32, copy=False)
-    return _file(_header_for(image), pixels, compress=True, made_by=made_by)
+    return _file(_header_for(image), pixels, image.volumes, compress=True, made_by=made_by)
 
 
 def _header_for(image: Image) -> "Nifti1Header":
@@ -291,16 +303,20 @@ def _new_header(geometry: Geometry) -> "Nifti1Header":
     return header
 
 
-def _file(header: "Nifti1Header", pixels_CSRW: NDArray[Any], *, compress: bool, made_by: str = "medae") -> bytes:
+def _file(
+    header: "Nifti1Header", pixels_CSRW: NDArray[Any], volumes: int, *, compress: bool, made_by: str = "medae"
+) -> bytes:
     from nibabel.spatialimages import HeaderDataError
 
-    channels, *shape = pixels_CSRW.shape
+    count, *shape = pixels_CSRW.shape
+    channels = count // volumes
     if channels > 1:
         # the fifth axis holds the values of a voxel, the fourth is time
-        header.set_data_shape((*shape[::-1], 1, channels))
+        header.set_data_shape((*shape[::-1], volumes, channels))
         header["intent_code"] = _VECTOR
-    elif math.prod(header.get_data_shape()) != math.prod(shape):
-        header.set_data_shape(shape[::-1])
+        pixels_CSRW = pixels_CSRW.reshape(volumes, channels, *shape).swapaxes(0, 1)
+    elif math.prod(header.get_data_shape()) != math.prod(pixels_CSRW.shape):
+        header.set_data_shape((*shape[::-1], volumes) if volumes > 1 else shape[::-1])
     little = pixels_CSRW.astype(pixels_CSRW.dtype.newbyteorder("<"), copy=False)
     try:
         header.set_data_dtype(little.dtype)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from medae import record
 from medae.io.answer import AnswerFile
-from medae.metrics.detection import TRIVIAL
 from medae.package import Card, ModelPackage
 from medae.report import charts
 from medae.report.gallery import Gallery, Row
+from medae.scores.baselines import is_baseline
 from medae.tasks import Anomaly, Segmentation
 
 __all__ = ["Gallery", "Row", "report_file"]
@@ -28,9 +28,6 @@ MEANINGS = {
     "ssim": "Structural similarity of the answer (Gaussian window of 11 pixels); at most 1.",
     "psnr_input": "The same of the input, before anything was restored.",
     "ssim_input": "The same of the input, before anything was restored.",
-    "intensity_mean": "Trivial: the mean of the values.",
-    "intensity_std": "Trivial: their standard deviation.",
-    "sharpness": "Trivial: the variance of the Laplacian.",
 }
 
 PROTOCOLS = {
@@ -67,16 +64,17 @@ def report_file(
     page = template.from_string(text).render(
         card=card,
         tiles=_tiles(card, metrics),
-        warnings=_warnings(card, metrics),
+        warnings=metrics.get("verdict", []),
         over_cases=_over_cases(metrics),
-        detection=metrics.get("detection", {}),
+        detection=_detection_rows(metrics),
+        voxels=metrics.get("voxels"),
         protocol=PROTOCOLS[card.task.kind],
         cases=cases,
         count=len(measured),
         charts=charts.of_task(card.task, measured),
         groups=gallery.groups(),
         labels=card.task.labels if isinstance(card.task, Segmentation) else (),
-        columns=list(dict.fromkeys(name for row in measured for name in row.values)),
+        columns=_columns(card, measured),
         ordered=gallery.ordered(measured)[:ROWS],
         left_out=max(0, len(measured) - ROWS),
         failed=[row for row in rows if row.reason is not None],
@@ -95,7 +93,7 @@ def number(value: float | None) -> str:
 def _tiles(card: Card, metrics: Mapping[str, Any]) -> list[Tile]:
     if isinstance(card.task, Anomaly):
         overall = metrics["detection"]["all"]
-        score = overall[card.task.score_name]
+        score = next(numbers for numbers in overall.values() if isinstance(numbers, Mapping))
         note = f"{overall['normal']} normal, {overall['abnormal']} abnormal images"
         found = [Tile("AUROC", number(score["auroc"]), note)]
         found.append(Tile("Average precision", number(score["average_precision"]), note))
@@ -104,29 +102,24 @@ def _tiles(card: Card, metrics: Mapping[str, Any]) -> list[Tile]:
     return [_tile(name, metrics) for name in names if name in metrics]
 
 
-def _warnings(card: Card, metrics: Mapping[str, Any]) -> list[str]:
-    """What a reader of an anomaly score must not overlook."""
-    if not isinstance(card.task, Anomaly):
-        return []
-    said = []
-    for kind, group in metrics["detection"].items():
-        score = group[card.task.score_name]["auroc"]
-        what = "abnormal images" if kind == "all" else kind
-        if score is None:
-            continue
-        if score < 0.5:
-            said.append(f"The score ranks {what} below normal images (AUROC {number(score)}): it cannot find them.")
-        best = max(TRIVIAL, key=lambda name: _either_sign(group[name]))
-        if _either_sign(group[best]) >= score:
-            said.append(
-                f"For {what} the trivial {best} does as well as the score or better (AUROC"
-                f" {number(_either_sign(group[best]))} and {number(score)})."
-            )
-    return said
+def _detection_rows(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Group -> its counts and a row for each score and baseline; the scores first, then the best baselines."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, group in metrics.get("detection", {}).items():
+        rows = [
+            {"name": name, "trivial": is_baseline(name), **numbers}
+            for name, numbers in group.items()
+            if isinstance(numbers, Mapping)
+        ]
+        rows.sort(key=lambda row: (row["trivial"], -(row["auroc"] or 0) if row["trivial"] else 0))
+        found[kind] = {"normal": group["normal"], "abnormal": group["abnormal"], "rows": rows}
+    return found
 
 
-def _either_sign(found: Mapping[str, float]) -> float:
-    return max(found["auroc"], found["auroc_reversed"])
+def _columns(card: Card, rows: Sequence[Row]) -> list[str]:
+    """Of the table of cases; baselines are many, and cases.csv has them."""
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    return [name for name in names if card.task.kind != "anomaly" or not is_baseline(name)]
 
 
 def _tile(name: str, metrics: Mapping[str, Any]) -> Tile:
@@ -142,7 +135,7 @@ def _over_cases(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, floa
     """(name, numbers, what it means) of everything that was averaged over the cases."""
     found = []
     for name, numbers in metrics.items():
-        if isinstance(numbers, Mapping) and "mean" in numbers:
+        if isinstance(numbers, Mapping) and "mean" in numbers and not is_baseline(name):
             kind = next((kind for kind in ("dice_", "iou_") if name.startswith(kind)), "")
             meaning = f"Of the label {name.removeprefix(kind)} alone." if kind else MEANINGS.get(name, "")
             found.append((name, numbers, meaning))

@@ -1,6 +1,7 @@
 """What all tasks share. Arrays are (channels, *spatial); everything here is numpy."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from medae.image import Image
 from medae.preparation import Prepared
 from medae.settings import Settings
+from medae.tiles import ReceptiveField
 
 
 class Task(Settings, ABC):
@@ -18,7 +20,15 @@ class Task(Settings, ABC):
 
     @abstractmethod
     def channels_out(self, channels_in: int) -> int:
-        """How many channels the network must give."""
+        """How many channels the back end must give."""
+
+    def network_channels(self, channels_in: int) -> int:
+        """How many of them are the network's own; what else there is, is made of what it says."""
+        return self.channels_out(channels_in)
+
+    def seen(self, field: ReceptiveField) -> ReceptiveField:
+        """What an answer depends on, where it looks farther than the network's `field`."""
+        return field
 
     @abstractmethod
     def check_threshold(self, threshold: float | None) -> None:
@@ -33,8 +43,10 @@ class Task(Settings, ABC):
         """The decided values on the network's grid -> the answer in the input's place."""
 
     @abstractmethod
-    def scores(self, decided: NDArray[Any], answer: Image, prepared: Prepared) -> dict[str, float]:
-        """Named numbers about the answer, for the summary."""
+    def measure(
+        self, decided: NDArray[Any], answer: Image, prepared: Prepared, weights: Mapping[str, NDArray[Any]]
+    ) -> dict[str, float]:
+        """Named numbers about the answer, for the summary. weights: the package's, for those that are fitted."""
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:

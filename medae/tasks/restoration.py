@@ -1,5 +1,6 @@
 """Restoration: the image without its damage. Denoising now; other corruptions are other tasks of the same kind."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +33,9 @@ class Restoration(Task):
     def answer(self, decided: NDArray[Any], prepared: Prepared) -> Image:
         return prepared.restore_intensity(decided)
 
-    def scores(self, decided: NDArray[Any], answer: Image, prepared: Prepared) -> dict[str, float]:
+    def measure(
+        self, decided: NDArray[Any], answer: Image, prepared: Prepared, weights: Mapping[str, NDArray[Any]]
+    ) -> dict[str, float]:
         """How much was taken away: the root mean square change, in the image's own units."""
         change = answer.pixels - prepared.original.pixels[: answer.channels].astype(np.float32)
         return {"change_rms": float(np.sqrt(np.mean(np.square(change, dtype=np.float64))))}

@@ -1,5 +1,6 @@
 """Segmentation: a label for every voxel."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -52,7 +53,9 @@ class Segmentation(Task):
     def answer(self, decided: NDArray[Any], prepared: Prepared) -> Image:
         return prepared.restore(decided, labels=True)
 
-    def scores(self, decided: NDArray[Any], answer: Image, prepared: Prepared) -> dict[str, float]:
+    def measure(
+        self, decided: NDArray[Any], answer: Image, prepared: Prepared, weights: Mapping[str, NDArray[Any]]
+    ) -> dict[str, float]:
         """Per label: its voxels, and its area or volume where the image says how large a voxel is."""
         length = 1 + len(self.labels)
         # by slices: bincount makes eight bytes of each voxel

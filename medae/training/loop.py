@@ -33,7 +33,7 @@ from medae.training.pictures import strip
 from medae.training.prior import with_prior
 from medae.training.state import LAST, State, layout_on
 from medae.training.stopping import Stop
-from medae.training.validation import calibrated, validate, with_metrics
+from medae.training.validation import finished, validate, with_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -221,9 +221,10 @@ def _finish(training: Training) -> ModelPackage:
             f"no validation gave a number for {headline(training.experiment.task).name}; "
             "run.json and metrics.jsonl say what became of each case"
         )
-    package = _with_prior(training, ModelPackage.load(training.out / PACKAGE))
-    package = calibrated(package, training.experiment, training.material.validation)
-    if package.calibration is not None:
+    best = ModelPackage.load(training.out / PACKAGE)
+    package = finished(best, training.experiment, training.material.validation)
+    package = _with_prior(training, package)
+    if package is not best:
         package.save(training.out / PACKAGE)
     training.state.finished = True
     _save(training)
@@ -242,9 +243,7 @@ def _with_prior(training: Training, package: ModelPackage) -> ModelPackage:
             _save(training)
             training.stop.obey()
 
-    package = with_prior(package, training.experiment, watch=watch)
-    package.save(training.out / PACKAGE)
-    return package
+    return with_prior(package, training.experiment, watch=watch)
 
 
 def _state_in(out: Path, experiment: Experiment, device: torch.device, *, resume: bool) -> State:

@@ -139,7 +139,7 @@ def _ignore_interrupts(worker: int) -> None:
 def pair(batch: Batch, experiment: Experiment, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(input, target) of one step, on the batch's device."""
     image, task = batch["image"], experiment.task
-    if isinstance(task, Restoration) and task.corruption is not None:
+    if isinstance(task, Restoration | Anomaly) and task.corruption is not None:
         noisy = task.corruption(image, generator)
         # a window is applied to the noisy image too, when the model is used
         return noisy.clamp(0, 1) if experiment.preparation.intensity.kind == "window" else noisy, image

@@ -52,7 +52,7 @@ class State:
         """Untrained; the initial weights are a function of the seed."""
         settings, channels = experiment.training, experiment.preparation.channels
         torch.manual_seed(settings.seed)
-        network = experiment.network.build(channels, experiment.task.channels_out(channels)).to(device)
+        network = experiment.network.build(channels, experiment.task.network_channels(channels)).to(device)
         network = network.to(memory_format=layout_on(device, experiment.network.dims + 2))  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay

@@ -10,23 +10,22 @@ import torch
 from torch import nn
 
 from medae.backends.code_report import CodeReport
-from medae.backends.torch import TorchBackend
-from medae.calibration import FEWEST_REFERENCES, Calibration
+from medae.backends.torch import TorchBackend, choose_device
 from medae.data import Case
-from medae.errors import InputError
-from medae.evaluation import CaseResult, Measured, headline, measure, summarise
+from medae.errors import InputError, UsageError
+from medae.evaluation import CaseResult, Measured, calibrate, evaluate, headline, measure, summarise
 from medae.experiment import Experiment
-from medae.metrics.detection import TRIVIAL
+from medae.fitting import fit_scores
+from medae.image import Image
+from medae.metrics.detection import NORMAL
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
+from medae.scores.baselines import STATISTICS
 from medae.tasks import Anomaly
 from medae.training.material import labels_of
 from medae.training.stopping import Stop
 
 logger = logging.getLogger(__name__)
-
-MAP_QUANTILE = 0.99
-"""The scale of maps ends where the brightest normal image has so much of itself below; single voxels do not say it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def validate(
 ) -> Validated | None:
     """Measure the network on the cases; None where the training was asked to stop meanwhile."""
     package = ModelPackage.seal(card_of(experiment), weights_of(network))
-    predictor = Predictor(package, backend=TorchBackend(network, str(device)))
+    predictor = Predictor(package, backend=TorchBackend.around(network, package, str(device)))
     results: list[CaseResult] = []
     shown: list[Measured] = []
     code = CodeReport(network, package.card)
@@ -72,23 +71,28 @@ def validate(
             shown.append(measured)
     name = headline(experiment.task).name
     values = [result.values[name] for result in results if name in result.values]
-    # there are only normal cases to detect nothing in, and what the images are does not change
-    summary = summarise(experiment.task, results)
-    summary = {name: value for name, value in summary.items() if name not in ("detection", *TRIVIAL)} | code.summary()
+    # there are only normal cases to detect nothing in
+    found = summarise(package.card.task, results)
+    summary = {name: value for name, value in found.items() if name not in ("detection", "verdict", *STATISTICS)}
+    summary |= code.summary()
     return Validated(package, summary, float(np.mean(values)) if values else float("nan"), shown)
 
 
-def card_of(experiment: Experiment, metrics: dict[str, Any] | None = None) -> Card:
-    """The card of a package that this experiment makes."""
+def card_of(experiment: Experiment, metrics: dict[str, Any] | None = None, *, trained: bool = False) -> Card:
+    """The card of a package that this experiment makes. trained: with the scores that are fitted at the end."""
     channels = experiment.preparation.channels
+    task = experiment.task
+    if isinstance(task, Anomaly):
+        task = task.at_size(min(experiment.training.patch))
+        task = task if trained else task.while_training
     return Card(
         name=experiment.name,
         version=experiment.version,
-        task=experiment.task,
+        task=task,
         network=experiment.network.model_dump(mode="json"),
         channels_in=channels,
-        channels_out=experiment.task.channels_out(channels),
-        receptive_field=experiment.network.receptive_field(),
+        channels_out=task.channels_out(channels),
+        receptive_field=task.seen(experiment.network.receptive_field()),
         preparation=experiment.preparation,
         training_data=_data_in_words(experiment),
         licence=experiment.data.licence or "",
@@ -115,40 +119,63 @@ def weights_of(network: nn.Module) -> dict[str, Any]:
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
 
 
-def calibrated(package: ModelPackage, experiment: Experiment, cases: Sequence[Case]) -> ModelPackage:
-    """An anomaly package with the scores of the normal validation images as its reference; others as they are.
+def finished(package: ModelPackage, experiment: Experiment, validation: Sequence[Case]) -> ModelPackage:
+    """The best package with all its scores: fitted on the normal training images, calibrated on those of validation.
 
     The same images chose the best weights, so the reference lies a little low: calibrate again on one's own images.
+    Other tasks' packages come back as they are.
     """
     if not isinstance(experiment.task, Anomaly):
         return package
-    predictor = Predictor(package, device=experiment.training.device)
-    scores: list[float] = []
-    highest = 0.0
-    for case in cases:
-        try:
-            prediction = predictor(experiment.data.read(case).image)
-        except InputError:
-            continue  # named at every validation
-        scores.append(prediction.scores[experiment.task.score_name])
-        highest = max(highest, float(np.quantile(prediction.image.pixels, MAP_QUANTILE)))
-    if len(scores) < FEWEST_REFERENCES:
-        logger.warning(
-            "not calibrated: %d normal validation images, %d are needed for percentiles and p-values",
-            len(scores),
-            FEWEST_REFERENCES,
-        )
-        return package
-    return package.calibrated(
-        Calibration.from_scores(
-            {experiment.task.score_name: scores}, package_digest=package.digest, map_maximum=highest or 1.0
-        )
+    card = card_of(experiment, package.card.metrics, trained=True)
+    normal = (case for case in experiment.data.cases("train") if case.label in (None, NORMAL))
+    images = (image for case in normal if (image := _readable(case, experiment)) is not None)
+    whole = fit_scores(
+        ModelPackage.seal(card, package.weights),
+        images,
+        device=str(choose_device(experiment.training.device)),
+        seed=experiment.training.seed,
     )
+    try:
+        references = (experiment.data.read(case) for case in validation)
+        whole = calibrate(whole, references, device=experiment.training.device, version="1")
+    except UsageError as error:
+        logger.warning("not calibrated, so that there are no percentiles and p-values: %s", error)
+    return _tested(whole, experiment)
+
+
+def _tested(package: ModelPackage, experiment: Experiment) -> ModelPackage:
+    """With how well it tells the abnormal test cases, where there are some, and what does as well without learning."""
+    kinds = {case.label for case in experiment.data.cases("test")}
+    if not kinds - {None, NORMAL} or NORMAL not in kinds:
+        return package
+    found = evaluate(Predictor(package, device=experiment.training.device), experiment.data).metrics
+    scores = {score.key for score in package.card.task.scores}  # type: ignore[union-attr]
+    test = {
+        "protocol": "test split, whole images; nothing was chosen on it",
+        "detection": {
+            kind: {name: value for name, value in group.items() if not isinstance(value, dict) or name in scores}
+            for kind, group in found["detection"].items()
+        },
+        "beware": found["verdict"],
+    }
+    card = package.card.model_copy(update={"metrics": package.card.metrics | {"test": test}})
+    sealed = ModelPackage.seal(card, package.weights)
+    if package.calibration is None:
+        return sealed
+    return sealed.calibrated(package.calibration.model_copy(update={"package_digest": sealed.digest}))
+
+
+def _readable(case: Case, experiment: Experiment) -> Image | None:
+    try:
+        return experiment.data.read(case).image
+    except InputError:
+        return None  # named when the training read it
 
 
 def _data_in_words(experiment: Experiment) -> str:
     data = experiment.data
     counts = {split: len(data.cases(split)) for split in ("train", "validation", "test")}
     listed = ", ".join(f"{count} {split}" for split, count in counts.items())
-    name = f" {data.name}" if data.kind == "sample" else ""
+    name = f" {data.name}" if data.kind in ("sample", "collection") else ""
     return f"{data.kind}{name}: {listed} cases"

@@ -46,6 +46,11 @@ class _Nifti(Settings):
     header: Annotated[str, Field(pattern="^([0-9a-f]{696}|[0-9a-f]{1080})$")]
 
 
+class _Volume(Settings):
+    format: Literal["metaimage", "nrrd"]
+    dtype: DType
+
+
 class _Dicom(Settings):
     format: Literal["dicom"]
     origins: tuple[tuple[NonNegativeInt, PositiveInt], ...]
@@ -59,8 +64,9 @@ class _Answer(Settings):
     dtype: DType
     affine: Annotated[tuple[float, ...], Field(min_length=16, max_length=16)]
     unit: Literal["mm", "px"]
+    volumes: PositiveInt
     frame_of_reference: Annotated[str, Field(max_length=1024)] | None
-    source: Annotated[_Raster | _Nifti | _Dicom, Field(discriminator="format")]
+    source: Annotated[_Raster | _Nifti | _Volume | _Dicom, Field(discriminator="format")]
 
     @property
     def pixel_bytes(self) -> int:
@@ -159,10 +165,12 @@ def image_of(read: Decoded, files: Sequence[Uploaded]) -> Image:
     said = read.said
     affine = np.array(said.affine).reshape(4, 4)
     geometry = Geometry(said.shape[1:], affine, said.unit, said.frame_of_reference)
-    return Image(read.pixels, geometry, _source(said.source, read.padding, files))
+    return Image(read.pixels, geometry, _source(said.source, read.padding, files), said.volumes)
 
 
-def _source(said: _Raster | _Nifti | _Dicom, padding: NDArray[np.bool_] | None, files: Sequence[Uploaded]) -> Source:
+def _source(
+    said: _Raster | _Nifti | _Volume | _Dicom, padding: NDArray[np.bool_] | None, files: Sequence[Uploaded]
+) -> Source:
     if isinstance(said, _Raster):
         from medae.io.raster import RasterSource
 
@@ -171,6 +179,10 @@ def _source(said: _Raster | _Nifti | _Dicom, padding: NDArray[np.bool_] | None, 
         from medae.io.nifti import NiftiSource
 
         return NiftiSource(header=bytes.fromhex(said.header))
+    if isinstance(said, _Volume):
+        from medae.io.volume import VolumeSource
+
+        return VolumeSource(said.format, said.dtype)
     from medae.io.dicom_file import DicomSource, read_header
 
     indices = {index for index, _ in said.origins}

@@ -169,6 +169,7 @@ def _described(image: Any) -> tuple[dict[str, Any], list[Any]]:
     from medae.io.dicom import DicomSource
     from medae.io.nifti import NiftiSource
     from medae.io.raster import RasterSource
+    from medae.io.volume import VolumeSource
 
     blobs = [np.ascontiguousarray(image.pixels)]
     source = image.source
@@ -177,6 +178,8 @@ def _described(image: Any) -> tuple[dict[str, Any], list[Any]]:
         said |= {"dtype": source.dtype, "orientation": source.orientation}
     elif isinstance(source, NiftiSource):
         said["header"] = source.header.hex()
+    elif isinstance(source, VolumeSource):
+        said["dtype"] = source.dtype
     elif isinstance(source, DicomSource):
         said |= {"origins": source.origins, "frames": source.frames, "padding": source.padding is not None}
         if source.padding is not None:
@@ -186,6 +189,7 @@ def _described(image: Any) -> tuple[dict[str, Any], list[Any]]:
         "kind": "image",
         "shape": image.pixels.shape,
         "dtype": image.pixels.dtype.name,
+        "volumes": image.volumes,
         "affine": geometry.affine.ravel().tolist(),
         "unit": geometry.unit,
         "frame_of_reference": geometry.frame_of_reference,

@@ -5,22 +5,21 @@ import io
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
-from medae.data import Case, Data, DataConfig, LoadedCase, Split
-from medae.data.cases import CaseList, read_cases, with_labels
-from medae.errors import InputError, UnfitImage, UsageError
+from medae.data import Case, Data, LoadedCase, Split
+from medae.errors import InputError, MedaeError, UnfitImage, UsageError
+from medae.evaluation.detection import Voxels, baseline_values, baselines_from, detection, plain_number, verdict
+from medae.evaluation.reading import described, own_data, to_read
+from medae.evaluation.reference import calibrate
 from medae.image import Image
 from medae.io.answer import AnswerFile, write_files
-from medae.metrics.detection import NORMAL, TRIVIAL, auroc, average_precision, trivial_statistics
+from medae.metrics.detection import NORMAL
 from medae.metrics.fidelity import psnr, ssim
 from medae.metrics.overlap import dice, iou
 from medae.package import ModelPackage
@@ -28,12 +27,18 @@ from medae.predictor import Predictor
 from medae.preparation import Intensity, Preparation, stretched
 from medae.record import recording
 from medae.report import Gallery, report_file
+from medae.scores.baselines import Baselines
 from medae.tasks import Anomaly, Restoration, Segmentation, TaskConfig
+
+__all__ = ["CaseResult", "Evaluation", "Headline", "Measured", "calibrate", "evaluate", "headline", "measure"]
 
 if TYPE_CHECKING:
     from medae.backends.code_report import CodeReport
 
 logger = logging.getLogger(__name__)
+
+UNLIKE = "_unlikeness"
+"""After the name of a two-sided score: its distance from the middle of the references."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class CaseResult:
     values: Mapping[str, float]
     reason: str | None = None
     """Why there are no values."""
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,9 @@ class Headline(NamedTuple):
 
 
 def headline(task: TaskConfig) -> Headline:
-    """dice, psnr, or (lower is better) the score of normal images."""
+    """dice, psnr, or (lower is better) how badly normal images are reconstructed."""
     if isinstance(task, Anomaly):
-        return Headline(task.score_name, False)
+        return Headline(task.while_training.score_name, False)
     return Headline("dice" if isinstance(task, Segmentation) else "psnr", True)
 
 
@@ -95,8 +101,9 @@ def evaluate(
     segmentation: Dice and IoU of each label and their mean. restoration: PSNR and SSIM of the output and of the input,
     against the target or, where the task has a corruption, of the clean image after that corruption, seeded by the
     case's place in the list. anomaly: AUROC and average precision of `label` not "normal", overall and for each label,
-    for the score and for trivial statistics. A variational autoencoder: what its code holds (`posterior`), with a
-    warning where it has collapsed.
+    of the scores and of what needs no learning, which is fitted on the normal training images of the package's own
+    experiment where these can be read; and how well the map finds the targets, where cases have some. A variational
+    autoencoder: what its code holds (`posterior`), with a warning where it has collapsed.
 
     A case that cannot be measured is a row with its reason, and the others go on.
     Raises UsageError where there are no cases, SettingsError for a list that does not hold, OutputError.
@@ -105,14 +112,17 @@ def evaluate(
     task = predictor.package.card.task
     with recording(out, "evaluate", digests={"package": predictor.package.digest}) as run:
         results: list[CaseResult] = []
-        gallery, code = Gallery(predictor.package), _code_report(predictor.package)
-        for index, (case, read) in enumerate(_to_read(predictor.package, cases, split)):
-            result, images = _result(predictor, case, read, index)
+        gallery, voxels, code = Gallery(predictor.package), Voxels(), _code_report(predictor.package)
+        fitted = _baselines(predictor.package) if isinstance(task, Anomaly) else None
+        for index, (case, read) in enumerate(to_read(predictor.package, cases, split)):
+            result, images = _result(predictor, case, read, index, fitted)
             results.append(result)
             if images and code is not None:
                 code.see(images["input"])
             if out is not None and images:
                 gallery.see(result, images)
+            if isinstance(task, Anomaly) and "target" in images:
+                voxels.see(images["output"], images["target"])
             if results[-1].reason is None:
                 run.done(case.id)
             else:
@@ -120,16 +130,15 @@ def evaluate(
             watch(results[-1])
         if not results:
             raise UsageError(f"there are no cases to evaluate on (split {split}); name others")
-        evaluation = Evaluation(tuple(results), summarise(task, results) | (code.summary() if code else {}))
+        metrics = summarise(task, results) | (code.summary() if code else {})
+        evaluation = Evaluation(tuple(results), metrics | ({"voxels": found} if (found := voxels.summary()) else {}))
         if out is not None:
-            report = report_file(
-                predictor.package, results, evaluation.metrics, gallery, cases=_described(cases, split)
-            )
+            report = report_file(predictor.package, results, evaluation.metrics, gallery, cases=described(cases, split))
             write_files([*_files(evaluation), report], out)
     return evaluation
 
 
-def measure(predictor: Predictor, loaded: LoadedCase, index: int = 0) -> Measured:
+def measure(predictor: Predictor, loaded: LoadedCase, index: int = 0, baselines: Baselines | None = None) -> Measured:
     """One case. Raises InputError where it cannot be measured."""
     task = predictor.package.card.task
     if isinstance(task, Segmentation):
@@ -137,8 +146,11 @@ def measure(predictor: Predictor, loaded: LoadedCase, index: int = 0) -> Measure
     if isinstance(task, Restoration):
         return _measure_restored(predictor, loaded, task, index)
     prediction = predictor(loaded.image)
-    values = {task.score_name: prediction.scores[task.score_name], **trivial_statistics(loaded.image.pixels)}
-    return Measured(values, {"input": loaded.image, "output": prediction.image})
+    values = prediction.scores | _unlike(predictor.package, prediction.scores)
+    images = {"input": loaded.image, "output": prediction.image}
+    if loaded.target is not None:
+        images["target"] = loaded.target
+    return Measured(values | baseline_values(loaded.image, baselines), images)
 
 
 def summarise(task: TaskConfig, results: Sequence[CaseResult]) -> dict[str, Any]:
@@ -151,8 +163,37 @@ def summarise(task: TaskConfig, results: Sequence[CaseResult]) -> dict[str, Any]
         **_over_cases(measured),
     }
     if isinstance(task, Anomaly):
-        summary["detection"] = _detection(task.score_name, measured)
+        keys = _ranking(task, measured)
+        summary["detection"] = detection(keys, measured)
+        summary["verdict"] = verdict(keys, summary["detection"])
     return summary
+
+
+def _unlike(package: ModelPackage, scores: Mapping[str, float]) -> dict[str, float]:
+    """Two-sided scores as numbers of which higher is more anomalous; the calibration knows their middle."""
+    references = package.calibration.references if package.calibration else {}
+    return {
+        f"{key}{UNLIKE}": references[key].unlikeness(score)
+        for key, score in scores.items()
+        if key in references and references[key].two_sided
+    }
+
+
+def _ranking(task: Anomaly, results: Sequence[CaseResult]) -> list[str]:
+    """The columns by which the scores detect, the deciding one first."""
+    known = {name for result in results for name in result.values}
+    return [key + UNLIKE if key + UNLIKE in known else key for key in (score.key for score in task.scores)]
+
+
+def _baselines(package: ModelPackage) -> Baselines | None:
+    """What needs no learning, from the normal training images that the package names; None where they are not here."""
+    try:
+        data = own_data(package)
+        normal = [case for case in data.cases("train") if case.label in (None, NORMAL)]
+        return baselines_from(data.read(case).image for case in normal)
+    except MedaeError as error:
+        logger.info("no fitted baselines: %s", error)
+        return None
 
 
 def damaged(clean: Image, preparation: Preparation, task: Restoration, seed: int) -> tuple[Image, Image]:
@@ -171,54 +212,20 @@ def damaged(clean: Image, preparation: Preparation, task: Restoration, seed: int
     return clean.with_pixels(in_units[0]), clean.with_pixels(in_units[1])
 
 
-def _to_read(
-    package: ModelPackage, cases: Data | Iterable[LoadedCase] | Path | None, split: Split
-) -> Iterator[tuple[Case, Callable[[], LoadedCase]]]:
-    """Each case and how to read it, so that one that cannot be read costs only itself."""
-    task = package.card.task
-    labels = len(task.labels) if isinstance(task, Segmentation) else None
-    data: Data
-    if isinstance(cases, Path):
-        data = CaseList(path=cases)
-        listed = [case for case in read_cases(cases) if case.split in (split, None)]
-    elif cases is None or isinstance(cases, Data):
-        data = _own_data(package) if cases is None else cases
-        listed = data.cases(split)
-    else:
-        yield from ((loaded.case, partial(with_labels, loaded, labels)) for loaded in cases)
-        return
-    yield from ((case, partial(data.read, case, labels=labels)) for case in listed)
-
-
-def _own_data(package: ModelPackage) -> Data:
-    settings = package.card.experiment.get("data")
-    if settings is None:
-        raise UsageError("this package does not say which data it was made from; name the cases to evaluate on")
-    data: Data = TypeAdapter[Any](DataConfig).validate_python(settings)
-    return data
-
-
 def _code_report(package: ModelPackage) -> "CodeReport | None":
     from medae.backends.code_report import CodeReport  # which needs torch
 
     return CodeReport.of(package)
 
 
-def _described(cases: Data | Iterable[LoadedCase] | Path | None, split: Split) -> str:
-    """Where the cases came from, for the report."""
-    if cases is None or isinstance(cases, Data):
-        return f"{split} cases of {'its own experiment' if cases is None else 'the given data'}"
-    return f"cases of {cases.name}" if isinstance(cases, Path) else "cases given by a program"
-
-
 def _result(
-    predictor: Predictor, case: Case, read: Callable[[], LoadedCase], index: int
+    predictor: Predictor, case: Case, read: Callable[[], LoadedCase], index: int, baselines: Baselines | None
 ) -> tuple[CaseResult, Mapping[str, Image]]:
     try:
-        measured = measure(predictor, read(), index)
+        measured = measure(predictor, read(), index, baselines)
     except InputError as error:
-        return CaseResult(case.id, case.label, {}, str(error)), {}
-    return CaseResult(case.id, case.label, measured.values), measured.images
+        return CaseResult(case.id, case.label, {}, str(error), case.patient), {}
+    return CaseResult(case.id, case.label, measured.values, patient=case.patient), measured.images
 
 
 def _measure_labels(predictor: Predictor, loaded: LoadedCase, task: Segmentation) -> Measured:
@@ -286,45 +293,8 @@ def _over_cases(results: Sequence[CaseResult]) -> dict[str, dict[str, float | No
                 "lowest": values.min(),
                 "highest": values.max(),
             }
-            over[name] = {key: _plain(float(number)) for key, number in numbers.items()}
+            over[name] = {key: plain_number(float(number)) for key, number in numbers.items()}
     return over
-
-
-def _detection(score: str, results: Sequence[CaseResult]) -> dict[str, Any]:
-    """How well the score, and each trivial statistic, tells labelled abnormal cases from normal ones.
-
-    `auroc` is for "higher is abnormal". For a trivial statistic nobody knows the sign beforehand, so `auroc_reversed`
-    says the same for "lower is abnormal".
-    """
-    labelled = [result for result in results if result.label is not None]
-    kinds = sorted({str(result.label) for result in labelled} - {NORMAL})
-    groups = {"all": labelled} | {
-        kind: [result for result in labelled if result.label in (kind, NORMAL)] for kind in kinds
-    }
-    found: dict[str, Any] = {}
-    for group, members in groups.items():
-        abnormal = [result.label != NORMAL for result in members]
-        found[group] = {"normal": abnormal.count(False), "abnormal": abnormal.count(True)}
-        for name in (score, *TRIVIAL):
-            values = np.array([result.values[name] for result in members])
-            found[group][name] = _detected_by(values, abnormal, both_signs=name in TRIVIAL)
-    overall = found["all"][score]["auroc"]
-    if overall is not None and overall < 0.5:
-        logger.warning("the score ranks abnormal images below normal ones (AUROC %.3f): it must not be used", overall)
-    return found
-
-
-def _detected_by(values: NDArray[np.float64], abnormal: Sequence[bool], *, both_signs: bool) -> dict[str, Any]:
-    detected = {"auroc": auroc(values, abnormal), "average_precision": average_precision(values, abnormal)}
-    if both_signs:
-        detected["auroc_reversed"] = auroc(-values, abnormal)
-        detected["average_precision_reversed"] = average_precision(-values, abnormal)
-    return {name: _plain(value) for name, value in detected.items()}
-
-
-def _plain(value: float) -> float | None:
-    """JSON has no numbers that are not finite."""
-    return value if math.isfinite(value) else None
 
 
 def _files(evaluation: Evaluation) -> list[AnswerFile]:

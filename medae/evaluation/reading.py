@@ -1,0 +1,48 @@
+"""Which cases a call means, and how each is read."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from medae.data import Case, Data, DataConfig, LoadedCase, Split
+from medae.data.cases import CaseList, read_cases, with_labels
+from medae.errors import UsageError
+from medae.package import ModelPackage
+from medae.tasks import Segmentation
+
+
+def to_read(
+    package: ModelPackage, cases: Data | Iterable[LoadedCase] | Path | None, split: Split
+) -> Iterator[tuple[Case, Callable[[], LoadedCase]]]:
+    """Each case and how to read it, so that one that cannot be read costs only itself."""
+    task = package.card.task
+    labels = len(task.labels) if isinstance(task, Segmentation) else None
+    data: Data
+    if isinstance(cases, Path):
+        data = CaseList(path=cases)
+        listed = [case for case in read_cases(cases) if case.split in (split, None)]
+    elif cases is None or isinstance(cases, Data):
+        data = own_data(package) if cases is None else cases
+        listed = data.cases(split)
+    else:
+        yield from ((loaded.case, partial(with_labels, loaded, labels)) for loaded in cases)
+        return
+    yield from ((case, partial(data.read, case, labels=labels)) for case in listed)
+
+
+def own_data(package: ModelPackage) -> Data:
+    settings = package.card.experiment.get("data")
+    if settings is None:
+        raise UsageError("this package does not say which data it was made from; name the cases to evaluate on")
+    data: Data = TypeAdapter[Any](DataConfig).validate_python(settings)
+    return data
+
+
+def described(cases: Data | Iterable[LoadedCase] | Path | None, split: Split) -> str:
+    """Where the cases came from, for the report."""
+    if cases is None or isinstance(cases, Data):
+        return f"{split} cases of {'its own experiment' if cases is None else 'the given data'}"
+    return f"cases of {cases.name}" if isinstance(cases, Path) else "cases given by a program"

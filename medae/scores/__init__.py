@@ -1,0 +1,41 @@
+"""Anomaly scores: a closed union by `kind`. In numpy; what needs torch is computed by the back end's observer."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from medae.scores.base import PREFIX, Evidence, Found, MapScore, ObservedScore, Score, parts_of
+from medae.scores.ensemble import RankAverage
+from medae.scores.features import CodeFeatures, Mahalanobis, Neighbours, Texture
+from medae.scores.likelihood import ELBO, KL, NLL, Variance, VarianceHead
+from medae.scores.residual import SSIM, Residual
+from medae.scores.statistics import Statistics
+
+ScoreConfig = Annotated[
+    Residual | SSIM | NLL | KL | ELBO | Variance | VarianceHead | Mahalanobis | Neighbours | Statistics | RankAverage,
+    Field(discriminator="kind"),
+]
+
+__all__ = [
+    "ELBO",
+    "KL",
+    "NLL",
+    "PREFIX",
+    "SSIM",
+    "CodeFeatures",
+    "Evidence",
+    "Found",
+    "Mahalanobis",
+    "MapScore",
+    "Neighbours",
+    "ObservedScore",
+    "RankAverage",
+    "Residual",
+    "Score",
+    "ScoreConfig",
+    "Statistics",
+    "Texture",
+    "Variance",
+    "VarianceHead",
+    "parts_of",
+]
