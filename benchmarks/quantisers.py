@@ -5,6 +5,7 @@ come with scikit-image: 32 x 32 pixels of the upper part of one picture train, t
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -98,6 +99,7 @@ def fitted(name: str, seed: int, steps: int) -> dict[str, float]:
         total.backward()
         optimiser.step()
     spent = time.process_time() - started
+    print(f"seed {seed}: {name} trained in {spent:.0f} s", file=sys.stderr)
     with torch.no_grad():
         said: Output = run(network.eval(), test)
     assert isinstance(said.latent, Codes)
