@@ -22,6 +22,7 @@ from medae.networks.quantisers import EMASettings, FSQSettings
 from medae.objectives import MSE, Commitment, Loss
 
 SIDE, BATCH, BOOK, CHANNELS = 32, 16, 256, 16
+LEVELS = {"fsq 8 6 5": (8, 6, 5), "fsq 5 5 5": (5, 5, 5)}
 THEIRS = {"monai .99": 0.99, "monai .5": 0.5}
 CLUSTERS, NOISE, SAMPLES = 200, 0.05, 1024
 
@@ -75,7 +76,8 @@ def tiles(picture: Tensor, seed: int, steps: int) -> Iterator[Tensor]:
 
 def network_with(name: str, seed: int) -> nn.Module:
     """The same initial encoder and decoder for all that have a book of vectors."""
-    quantiser = FSQSettings() if name == "fsq" else EMASettings(codes=BOOK, channels=CHANNELS)
+    ours = EMASettings(codes=BOOK, channels=CHANNELS)
+    quantiser = FSQSettings(levels=LEVELS[name]) if name in LEVELS else ours
     torch.manual_seed(seed)
     network = VQVAESettings(features=(16, 32), quantiser=quantiser).build(3, 3)
     if name in THEIRS:
@@ -88,7 +90,7 @@ def fitted(name: str, seed: int, steps: int) -> dict[str, float]:
     """One training and what it measured on the test tiles."""
     picture, test = pictures()
     network = network_with(name, seed)
-    loss = Loss([MSE()] if name == "fsq" else [MSE(), Commitment()])
+    loss = Loss([MSE()] if name in LEVELS else [MSE(), Commitment()])
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
     network.train()
     started = time.process_time()
@@ -121,7 +123,7 @@ def measure(seeds: int, steps: int) -> dict[str, Any]:
             "ema": [mixture(ours.build(), seed) for seed in range(seeds)],
             **{name: [mixture(Theirs(decay), seed) for seed in range(seeds)] for name, decay in THEIRS.items()},
         },
-        "vqvae": [{name: fitted(name, seed, steps) for name in ("ema", "fsq", *THEIRS)} for seed in range(seeds)],
+        "vqvae": [{name: fitted(name, seed, steps) for name in ("ema", *LEVELS, *THEIRS)} for seed in range(seeds)],
     }
 
 
@@ -131,11 +133,11 @@ def show(found: Mapping[str, Any]) -> str:
         for name, runs in found["mixture"].items()
     ]
     rows = []
-    for name, book in (("ema", BOOK), ("fsq", FSQSettings().book[0]), *((name, BOOK) for name in THEIRS)):
+    for name in ("ema", *LEVELS, *THEIRS):
         runs = [seed[name] for seed in found["vqvae"]]
         mean = {key: float(np.mean([one[key] for one in runs])) for key in runs[0]}
         spread = float(np.std([one["psnr"] for one in runs]))
-        codes = f"{mean['codes']:.1f} of {book}"
+        codes = f"{mean['codes']:.1f} of {FSQSettings(levels=LEVELS[name]).book[0] if name in LEVELS else BOOK}"
         rows.append([name, codes, mean["perplexity"], f"{mean['psnr']:.2f} ± {spread:.2f}", mean["ms"]])
     gains = [seed["ema"]["psnr"] - max(seed[name]["psnr"] for name in THEIRS) for seed in found["vqvae"]]
     each = ", ".join(f"{gain:+.2f}" for gain in gains)
