@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ from medae_service.settings import WorkerSettings
 from medae_service.uploads import Uploaded
 from tests.dicom_made import sample
 from tests.service_parts import png, recorded_log
+from tests.test_io_volumes import MHA, nrrd
 
 T = TypeVar("T")
 SERIES = [Path(name) for name in sorted(get_testdata_files("dicomdirtests/98892001/CT5N/*"))]
@@ -119,6 +121,9 @@ def pictures(tilted_volume: Image, tmp_path: Path) -> list[bytes]:
         written(stack, tmp_path, "stack.tif"),
         written(tilted_volume, tmp_path, "volume.nii.gz"),
         written(tilted_volume, tmp_path, "volume.nii"),
+        written(replace(stack, volumes=2, pixels=np.concatenate([stack.pixels] * 2)), tmp_path, "volumes.nii"),
+        MHA.format(file="LOCAL").encode() + bytes(range(48)),
+        nrrd(np.ones((2, 3, 4)), "space: ras", "space directions: (1,0,0) (0,1,0) (0,0,1)"),
     ]
 
 
@@ -128,6 +133,7 @@ def same(one: Image, other: Image) -> None:
     assert not one.pixels.flags.writeable
     np.testing.assert_array_equal(one.geometry.affine, other.geometry.affine)
     assert (one.geometry.shape, one.geometry.unit) == (other.geometry.shape, other.geometry.unit)
+    assert one.volumes == other.volumes
     assert one.geometry.frame_of_reference == other.geometry.frame_of_reference
     assert type(one.source) is type(other.source)
     if not isinstance(one.source, DicomSource):
@@ -136,6 +142,7 @@ def same(one: Image, other: Image) -> None:
     assert isinstance(other.source, DicomSource)
     assert one.source.datasets == other.source.datasets
     assert one.source.origins == other.source.origins
+    assert one.source.frames == other.source.frames
     for mine, its in zip(one.source.datasets, other.source.datasets, strict=True):
         assert getattr(mine, "file_meta", None) == getattr(its, "file_meta", None)
         assert mine.original_encoding == its.original_encoding
@@ -483,7 +490,7 @@ def test_an_honest_packet() -> None:
         {"source": {"format": "png", "dtype": "O", "orientation": 1}},
         {"source": {"format": "png", "dtype": "uint8", "orientation": 9}},
         {"source": {"format": "nifti", "header": "00"}},
-        {"source": {"format": "dicom", "origins": [[0, 1]], "padding": True}},
+        {"source": {"format": "dicom", "origins": [[0, 1]], "frames": [], "padding": True}},
         {"frame_of_reference": "x" * 70000},
     ],
 )
@@ -530,9 +537,16 @@ def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("origins", [[[0, 100], [0, 100]], [[1, 100]], [[0, 100], [2, 100]]])
 def test_headers_are_only_those_that_came(origins: list[list[int]]) -> None:
-    source = {"format": "dicom", "origins": origins, "padding": False}
+    source = {"format": "dicom", "origins": origins, "frames": [], "padding": False}
     reply = judge(*packet(described(source=source), PIXELS))
     with pytest.raises(DecoderFault):
+        image_of(reply, [sample("CT_small.dcm").read_bytes()])
+
+
+def test_frames_are_only_those_of_files_that_came() -> None:
+    source = {"format": "dicom", "origins": [[0, 100]], "frames": [[0, 0], [1, 0]], "padding": False}
+    reply = judge(*packet(described(source=source), PIXELS))
+    with pytest.raises(DecoderFault, match="frames"):
         image_of(reply, [sample("CT_small.dcm").read_bytes()])
 
 

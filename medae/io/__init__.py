@@ -71,7 +71,11 @@ _WHAT_IS_READ = "PNG, JPEG, TIFF, NIfTI (.nii, .nii.gz), MetaImage, NRRD and DIC
 
 
 def read_image(
-    source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMITS, series: int | str | None = None
+    source: File | Sequence[File],
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    series: int | str | None = None,
+    resample_gaps: bool = False,
 ) -> Image:
     """One image from a file (path or bytes), or from the files of one DICOM series: a list in any order, their folder,
     a DICOMDIR (path) or a zip.
@@ -79,9 +83,11 @@ def read_image(
     Of a folder all files count, also in folders within it, except hidden ones. Palette pictures become RGB; see
     `read_labels`. NaN is kept, for the model to refuse.
     series: where there are several, the number of one in the list that the refusal gives, or its SeriesInstanceUID.
+    resample_gaps: make a DICOM series of uneven slices even, where at most one is missing in a row, and not refuse it;
+    its answers are then NIfTI.
     Raises UnreadableImage, UnsupportedImage, LimitExceeded, GeometryError or SeriesError.
     """
-    return _read(source, limits, series, as_labels=False)
+    return _read(source, limits, as_labels=False, series=series, resample_gaps=resample_gaps)
 
 
 def read_labels(source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMITS) -> Image:
@@ -89,7 +95,7 @@ def read_labels(source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMIT
 
     So what encode_labels wrote comes back as the numbers it was made of.
     """
-    return _read(source, limits, None, as_labels=True)
+    return _read(source, limits, as_labels=True)
 
 
 def write_image(image: Image, path: str | PathLike[str]) -> None:
@@ -179,13 +185,20 @@ def encode_png(picture: NDArray[Any]) -> bytes:
     return png.encode(picture)
 
 
-def _read(source: File | Sequence[File], limits: Limits, series: int | str | None, *, as_labels: bool) -> Image:
+def _read(
+    source: File | Sequence[File],
+    limits: Limits,
+    *,
+    as_labels: bool,
+    series: int | str | None = None,
+    resample_gaps: bool = False,
+) -> Image:
     with _unpacked(_files(source, limits), limits) as files:
         kinds = [_kind(_head(file)) for file in files]
         if kinds and all(kind == "dicom" for kind in kinds):
             from medae.io import dicom
 
-            return dicom.read_dicom(files, limits, series=series)
+            return dicom.read_dicom(files, limits, series=series, resample_gaps=resample_gaps)
         if series is not None:
             raise SeriesError(f"a series is chosen among DICOM files; what came is {_census(kinds)}")
         if len(files) != 1:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from medae.errors import InputError, SeriesError
 from medae.image import Image
 from medae.io.dicom_derived import encode_restored
+from medae.io.dicom_even import evenly, places
 from medae.io.dicom_file import DicomSource, NoPicture, guarded, is_dicom
 from medae.io.dicom_frames import Slice, read_slices
 from medae.io.dicom_pixels import modality_values, padding_values, stored_frames, value_type
@@ -48,12 +49,17 @@ class SeriesFiles:
 
 
 def read_dicom(
-    files: Sequence[Path | bytes], limits: Limits = DEFAULT_LIMITS, *, series: int | str | None = None
+    files: Sequence[Path | bytes],
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    series: int | str | None = None,
+    resample_gaps: bool = False,
 ) -> Image:
     """One image from one file, or from the slices of one series in any order.
 
     Among several files, objects without a picture (reports, a DICOMDIR) are passed over, and so are localisers beside
     a scan. series: of several, its number in the list that the refusal gives, from 1, or its SeriesInstanceUID.
+    resample_gaps: make unevenly spaced grey slices even, and not refuse them, where at most one is missing in a row.
     Raises UnreadableImage, UnsupportedImage, LimitExceeded or GeometryError for a file; SeriesError where files do
     not form one series: mixed kinds, two slices at one place, gaps, slices off a straight line, no positions.
     """
@@ -71,7 +77,13 @@ def read_dicom(
         bytes_per_voxel=max(4, first.bits // 8) * first.channels,
         stored=sum(sizes.values()),
     )
-    geometry = geometry_of(slices)
+    try:
+        geometry = geometry_of(slices)
+    except SeriesError:
+        if not resample_gaps or first.channels != 1:
+            raise
+        places(slices)  # before pixels are read for nothing
+        return evenly(_pixels(slices)[0], slices)
     pixels, padding = _pixels(slices)
     return Image(pixels, geometry, _source(slices, number, padding))
 

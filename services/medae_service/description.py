@@ -16,7 +16,7 @@ from medae_service.problems import CODES, PROBLEM_TYPE
 from medae_service.security import NEEDED
 from medae_service.uploads import FIELD
 
-ABOUT = "Segments, restores and scores medical images: DICOM, NIfTI, PNG, JPEG, TIFF."
+ABOUT = "Segments, restores and scores medical images: DICOM, NIfTI, MetaImage, NRRD, PNG, JPEG, TIFF."
 SUMMARIES: dict[str, tuple[Endpoint, str]] = {
     "/v1/segment": ("segment", "Labels for every voxel, in the input's own format and place"),
     "/v1/restore": ("restore", "The image without its noise, in the input's own format and place"),
