@@ -164,7 +164,7 @@ def _findings(prediction: Prediction, package: ModelPackage) -> Findings:
     task, scores = package.card.task, prediction.scores
     if not isinstance(task, Segmentation):
         placed = (prediction.percentile, prediction.p_value, prediction.decision)
-        return Findings((), scores, *placed)
+        return Findings((), scores, *placed, gate=prediction.gate)
     sizes = [
         LabelSize(
             label,
@@ -175,7 +175,7 @@ def _findings(prediction: Prediction, package: ModelPackage) -> Findings:
         )
         for number, label in enumerate(task.labels, 1)
     ]
-    return Findings(tuple(sizes))
+    return Findings(tuple(sizes), gate=prediction.gate)
 
 
 def overlay(prediction: Prediction, package: ModelPackage, original: Image) -> pictures.RGB:

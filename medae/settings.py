@@ -39,12 +39,12 @@ def load_settings(path: Path, kind: type[SettingsT], overrides: Sequence[str] = 
     return validate_settings(data, kind, str(path), lines)
 
 
-def settings_from(overrides: Sequence[str], kind: type[SettingsT]) -> SettingsT:
-    """The defaults of `kind` with some values changed, as in `load_settings`. Raises SettingsError."""
-    data: dict[str, Any] = {}
+def changed(settings: SettingsT, overrides: Sequence[str]) -> SettingsT:
+    """The same settings but for `a.b=value`. Raises SettingsError."""
+    data = settings.model_dump(mode="json")
     for override in overrides:
         _set(data, override)
-    return validate_settings(data, kind, "--set")
+    return validate_settings(data, type(settings), "--set")
 
 
 def validate_settings(data: Any, kind: type[SettingsT], name: str, lines: Lines | None = None) -> SettingsT:

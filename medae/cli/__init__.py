@@ -12,6 +12,7 @@ import typer
 from medae import __version__
 from medae.cli.batch import batch
 from medae.cli.gate import gate
+from medae.cli.latent import latent
 from medae.cli.options import (
     AsJson,
     Device,
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 
 app.add_typer(batch)
+app.add_typer(latent)
 app.add_typer(token)
 app.command()(calibrate)
 app.command()(rescore)

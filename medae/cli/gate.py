@@ -21,10 +21,10 @@ def gate(
     """
     from medae.experiment import Experiment, GateSettings
     from medae.package import load
-    from medae.settings import settings_from, validate_settings
+    from medae.settings import changed, validate_settings
     from medae.training.gate import give_gate
 
-    settings = settings_from(changes or (), GateSettings)
+    settings = changed(GateSettings(), changes or ())
     model = load(package)
     experiment = validate_settings(model.card.experiment, Experiment, "card.json: experiment")
     gated = give_gate(model, experiment, settings, out)

@@ -132,7 +132,7 @@ def _trained(experiment: Experiment, out: Path, progress: bool | None) -> ModelP
             experiment.name,
         )
     checks = InputChecks.learn(list(_facts(experiment)), experiment.network.dims)
-    return package.with_checks(checks)
+    return package.retold(checks=checks)
 
 
 def _facts(experiment: Experiment) -> Iterator[Facts]:

@@ -34,6 +34,7 @@ from medae.training.log import NAME as METRICS
 from medae.training.log import Log
 from medae.training.material import Batch, Material, batches_from, pair, read_material, seed_of
 from medae.training.pictures import strip
+from medae.training.prior import with_prior
 from medae.training.state import LAST, State, layout_on
 from medae.training.stopping import Stop
 from medae.training.validation import finished, validate, with_metrics
@@ -153,8 +154,9 @@ def _step(training: Training, batch: Batch) -> None:
     state.optimizer.zero_grad()
     training.fabric.backward(total)
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_clip or math.inf)
+    found = {"loss": total, **terms, "gradient": norm, **(output.latent.numbers() if output.latent else {})}
     # one transfer from the device for all numbers
-    values = dict(zip(["loss", *terms, "gradient"], torch.stack([total, *terms.values(), norm]).tolist(), strict=True))
+    values = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
     _require_numbers(values, state)
     state.optimizer.step()
     if state.averaged is not None:
@@ -241,11 +243,27 @@ def _finish(training: Training) -> ModelPackage:
         )
     best = ModelPackage.load(training.out / PACKAGE)
     package = finished(best, training.experiment, training.material.validation)
+    package = _with_prior(training, package)
     if package is not best:
         package.save(training.out / PACKAGE)
     training.state.finished = True
     _save(training)
     return package
+
+
+def _with_prior(training: Training, package: ModelPackage) -> ModelPackage:
+    """With the prior that the experiment asks for. A training that is stopped here begins it again when resumed."""
+    if training.experiment.prior is None:
+        return package
+    steps = training.experiment.prior.steps
+
+    def watch(step: int, bits: float) -> None:
+        training.log.said(f"prior: step {step}/{steps}  {bits:.3f} bits a code")
+        if training.stop.asked:
+            _save(training)
+            training.stop.obey()
+
+    return with_prior(package, training.experiment, watch=watch)
 
 
 def _state_in(out: Path, experiment: Experiment, device: torch.device, *, resume: bool) -> State:
