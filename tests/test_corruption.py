@@ -5,9 +5,18 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from medae.data.corruption import Corruption, CorruptionConfig, GaussianNoise, PoissonNoise, RicianNoise
+from medae.data.corruption import (
+    BlobNoise,
+    CoarseNoise,
+    Corruption,
+    CorruptionConfig,
+    GaussianNoise,
+    PoissonNoise,
+    RicianNoise,
+)
 
-ALL = [GaussianNoise(level=0.1), PoissonNoise(level=30), RicianNoise(level=0.1)]
+SMOOTH = [CoarseNoise(level=0.2), BlobNoise(level=0.2, cell=5)]
+ALL = [GaussianNoise(level=0.1), PoissonNoise(level=30), RicianNoise(level=0.1), *SMOOTH]
 BLIND = [GaussianNoise(level=(0.02, 0.2)), PoissonNoise(level=(5, 200)), RicianNoise(level=(0.02, 0.2))]
 N = 200_000
 
@@ -105,6 +114,62 @@ def test_blind_levels_in_numpy_follow_the_seed():
 def test_values_below_zero_have_no_photons():
     assert not PoissonNoise(level=10).add_to(np.full(50, -0.3), 0).any()
     assert not PoissonNoise(level=10)(torch.full((1, 1, 50), -0.3), torch.Generator()).any()
+
+
+def smooth_noise(corruption: Corruption, shape: tuple[int, ...], way: str) -> np.ndarray:
+    """(B, C, *spatial) of what is added to grey."""
+    if way == "torch":
+        return corruption(torch.full(shape, 0.5), torch.Generator().manual_seed(0)).numpy() - 0.5
+    clean = np.full(shape[1:], 0.5)
+    return np.stack([corruption.add_to(clean, seed) - 0.5 for seed in range(shape[0])])
+
+
+@pytest.mark.parametrize("way", ["torch", "numpy"])
+@pytest.mark.parametrize("shape", [(400, 2, 40, 31), (60, 1, 20, 24, 17)], ids=["2-D", "3-D"])
+def test_smooth_noise_has_its_level_no_mean_and_neighbours(shape, way):
+    dims = len(shape) - 2
+    expected = {"coarse": 0.2 * (2 / 3) ** (dims / 2), "blob": 0.2}
+    for corruption in SMOOTH:
+        noise = smooth_noise(corruption, shape, way)
+        assert noise.std() == pytest.approx(expected[corruption.kind], rel=0.1)
+        assert abs(noise.mean()) < 0.02
+        for axis in range(2, noise.ndim):
+            near = np.corrcoef(
+                noise.take(range(1, noise.shape[axis]), axis).ravel(),
+                noise.take(range(noise.shape[axis] - 1), axis).ravel(),
+            )
+            assert near[0, 1] > 0.8
+        for first in range(0, shape[0] - 1, 10):  # samples and channels are strangers
+            assert not np.allclose(noise[first], noise[first + 1])
+        kurtosis = np.mean(noise.astype(float) ** 4) / np.mean(noise.astype(float) ** 2) ** 2
+        assert (kurtosis > 8) == (corruption.kind == "blob"), "most of it leaves the image alone"
+
+
+@pytest.mark.parametrize("way", ["torch", "numpy"])
+def test_coarse_noise_is_linear_between_draws_and_the_grid_moves(way):
+    noise = smooth_noise(CoarseNoise(level=1.0, cell=8), (6, 1, 64, 64), way)
+    bends = [np.flatnonzero(np.abs(np.diff(one[0, 5], 2)) > 1e-4) for one in noise]
+    for places in bends:
+        assert len(places) <= 18  # 8 draws along a row; each bend lies between two voxels
+    assert len({int(places[0]) for places in bends}) > 1
+
+
+def test_a_picture_has_no_slices_to_be_smooth_along():
+    clean = np.full((3, 1, 40, 40), 0.5)
+    stds = [BlobNoise(level=0.2, cell=5).add_to(clean, seed).std() for seed in range(200)]
+    assert np.mean(np.square(stds)) ** 0.5 == pytest.approx(0.2, rel=0.1)
+
+
+@pytest.mark.parametrize("corruption", [type(one)(level=0.2, background=0.0) for one in SMOOTH], ids=lambda c: c.kind)
+def test_the_background_stays_black(corruption):
+    clean = torch.zeros(3, 2, 30, 30)
+    clean[:, 1, 5:20, 8:25] = 0.4  # one channel is enough
+    changed = corruption(clean, torch.Generator().manual_seed(0)) != clean
+    inside = (clean > 0).any(1, keepdim=True).expand_as(clean)
+    assert not changed[~inside].any()
+    assert changed[inside].float().mean() > 0.99
+    in_numpy = corruption.add_to(clean[0].numpy(), 1) != clean[0].numpy()
+    assert not in_numpy[~inside[0].numpy()].any() and in_numpy[inside[0].numpy()].mean() > 0.99
 
 
 def test_integers_are_refused():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence
 
+from benchmarks.codes import RHO, digits, sparse
 from medae.errors import SettingsError
 from medae.networks.base import Output
 from medae.networks.latent import Code, Codes, Gaussian
@@ -83,3 +84,20 @@ def test_rho_is_a_probability():
     for rho in (0, 1, math.nan):
         with pytest.raises(ValueError, match="rho"):
             SparseKL(rho=rho)
+
+
+def test_units_are_as_active_as_they_are_asked():
+    """An overcomplete code of digits: 128 sigmoids for 64 pixels."""
+    found = sparse([SparseKL(rho=RHO, weight=2.0)], "sigmoid", steps=600, seed=0)
+    assert found["mean activation"] == pytest.approx(RHO, rel=0.2)
+    assert found["units within 3 rho"] > 0.95
+    assert found["mse"] < 0.9 * digits()[1].var().item(), "and it still says something"
+
+
+def test_a_higher_price_silences_more():
+    silent = [
+        sparse([SparseL1(weight=weight)] if weight else [], "relu", steps=300, seed=0)["silent"]
+        for weight in (0.0, 0.03, 0.1, 0.3)
+    ]
+    assert silent == sorted(silent)
+    assert silent[-1] > silent[0] + 0.2

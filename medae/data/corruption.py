@@ -9,7 +9,7 @@ Two ways in, one model each: called on a batch while training (torch), `add_to` 
 """
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +138,93 @@ class RicianNoise(Corruption):
         return magnitude
 
 
-CorruptionConfig = Annotated[GaussianNoise | PoissonNoise | RicianNoise, Field(discriminator="kind")]
+class SmoothNoise(Corruption):
+    """Base of noise that neighbours share: a gaussian draw every `cell` voxels, and linear between them."""
+
+    cell: float = Field(default=8, ge=1)
+    """Voxels from one draw to the next along each axis. 8: the 16 draws along the 128 pixels of the paper."""
+    background: float | None = None
+    """Where no channel is above it, nothing is added: the air around a head is as black in every image. null: added
+    everywhere."""
+
+    def _where(self, clean: Any, channels: int) -> Any:
+        """1 where noise may lie, of the same kind as `clean`; `channels`: the axis of its channels."""
+        return 1.0 if self.background is None else (clean > self.background).any(channels, keepdims=True)
+
+
+class CoarseNoise(SmoothNoise):
+    """What a denoising autoencoder for anomalies is trained with: too large for it to be averaged away, so that the
+    network must know what belongs there (Kascenas 2022, https://proceedings.mlr.press/v172/kascenas22a.html).
+
+    `level` is the standard deviation of a draw, the paper's .2; over all places that of the noise is (2/3)^(d/2) of it
+    in d dimensions, for what lies between draws is their mean. Zero-mean; the grid lies elsewhere for each sample.
+    """
+
+    kind: Literal["coarse"] = "coarse"
+
+    def _corrupt(self, clean: "Tensor", level: "Tensor", generator: "torch.Generator") -> "Tensor":
+        noisy: Tensor = clean + self._where(clean, 1) * level * _smooth(clean, self.cell, generator)
+        return noisy
+
+    def _corrupt_numpy(self, clean: NDArray[np.float64], level: float, rng: np.random.Generator) -> NDArray[np.float64]:
+        noisy: NDArray[np.float64] = clean + self._where(clean, 0) * level * _smooth_numpy(clean, self.cell, rng)
+        return noisy
+
+
+class BlobNoise(SmoothNoise):
+    """Spots here and there: the product of two smooth fields, one of `cell`, one of twice as much, so that most of the
+    image is left nearly as it is and a few places change a lot, as lesions do. `level` is the standard deviation over
+    all places. Zero-mean."""
+
+    kind: Literal["blob"] = "blob"
+
+    def _corrupt(self, clean: "Tensor", level: "Tensor", generator: "torch.Generator") -> "Tensor":
+        fields = [_smooth(clean, self.cell * factor, generator) for factor in (1, 2)]
+        noisy: Tensor = clean + self._where(clean, 1) * level * fields[0] * fields[1] * 1.5 ** (clean.ndim - 2)
+        return noisy
+
+    def _corrupt_numpy(self, clean: NDArray[np.float64], level: float, rng: np.random.Generator) -> NDArray[np.float64]:
+        fields = [_smooth_numpy(clean, self.cell * factor, rng) for factor in (1, 2)]
+        long = sum(size > 1 for size in clean.shape[1:])
+        noisy: NDArray[np.float64] = clean + self._where(clean, 0) * level * fields[0] * fields[1] * 1.5**long
+        return noisy
+
+
+CorruptionConfig = Annotated[
+    GaussianNoise | PoissonNoise | RicianNoise | CoarseNoise | BlobNoise, Field(discriminator="kind")
+]
+
+
+def _smooth(like: "Tensor", cell: float, generator: "torch.Generator") -> "Tensor":
+    """Draws every `cell` voxels of all axes but the first two, the grid elsewhere for each sample of the batch."""
+    import torch
+
+    drawn = []
+    for sample in like:
+        sizes = [int((size - 1) / cell) + 3 for size in sample.shape[1:]]
+        field = torch.randn((len(sample), *sizes), generator=generator, device=generator.device)
+        starts = torch.rand(len(sizes), generator=generator, device=generator.device).tolist()
+        for axis, (size, start) in enumerate(zip(sample.shape[1:], starts, strict=True), 1):
+            place = torch.arange(size, device=field.device) / cell + start
+            before = place.long()
+            part = (place - before).reshape(-1, *[1] * (field.ndim - 1 - axis))
+            field = torch.lerp(field.index_select(axis, before), field.index_select(axis, before + 1), part)
+        drawn.append(field)
+    return torch.stack(drawn)
+
+
+def _smooth_numpy(like: NDArray[np.float64], cell: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """The same of one image: all axes but the first. An axis of one voxel, as the slices of a picture, is none."""
+    sizes = [int((size - 1) / cell) + 3 if size > 1 else 1 for size in like.shape[1:]]
+    field = rng.standard_normal((len(like), *sizes))
+    for axis, size in enumerate(like.shape[1:], 1):
+        if size == 1:
+            continue
+        place = np.arange(size) / cell + rng.random()
+        before = place.astype(int)
+        part = (place - before).reshape(-1, *[1] * (field.ndim - 1 - axis))
+        field = field.take(before, axis) * (1 - part) + field.take(before + 1, axis) * part
+    return field
 
 
 def _normal(like: "Tensor", generator: "torch.Generator") -> "Tensor":
