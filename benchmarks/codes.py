@@ -1,9 +1,9 @@
 """Do the objectives of a code do what they say: sparsity, the price of the latent, likelihoods?
 
 On the handwritten digits that come with scikit-learn (1,797 pictures of 8 x 8), two thirds of them for training, mean
-over training seeds. What happens when beta is too high is drawn too.
+over training seeds. (What happens when beta is too high, `beta.py` draws.)
 
-    python -m benchmarks.codes [--seeds 0 1 2]
+    python -m benchmarks.codes [--seeds 0 1 2] [--only sparsity prices likelihoods]
 """
 
 import argparse
@@ -155,27 +155,34 @@ def over(seeds: Sequence[int], measure: Callable[[int], Mapping[str, float]]) ->
     return {name: f"{each.mean():.4g} +- {each.std():.2g}" for name, each in values.items()}
 
 
-def tables(seeds: Sequence[int]) -> Iterator[str]:
-    """Each as soon as it is measured."""
-
-    def sparse_over(activation: str, *objectives: ObjectiveSettings) -> dict[str, str]:
+def sparsity(seeds: Sequence[int]) -> Iterator[str]:
+    def each(activation: str, *objectives: ObjectiveSettings) -> dict[str, str]:
         return over(seeds, lambda seed: sparse(objectives, activation, steps=STEPS["sparse"], seed=seed))
 
-    def vae_over(beta: float, **kl: Any) -> dict[str, str]:
+    rows = {"no penalty": each("sigmoid")}
+    rows |= {f"lambda {weight:g}": each("sigmoid", SparseKL(rho=RHO, weight=weight)) for weight in KL_LAMBDAS}
+    yield _table(f"sparse_kl, rho {RHO}: a code of 128 sigmoids", rows)
+    rows = {f"lambda {w:g}": each("relu", *([SparseL1(weight=w)] if w else [])) for w in LAMBDAS}
+    rows |= {"(sparse_l2, lambda .1)": each("relu", SparseL2(weight=0.1))}
+    yield _table("sparse_l1: a code of 128 rectified units", rows)
+
+
+def prices(seeds: Sequence[int]) -> Iterator[str]:
+    def each(beta: float, **kl: Any) -> dict[str, str]:
         return over(seeds, lambda seed: priced(seed, beta, STEPS["vae"], **kl))
 
-    def bits_over(decoder: str, objective: ObjectiveSettings) -> dict[str, str]:
+    rows = {f"beta {beta:g}": each(beta) for beta in BETAS} | {name: each(**kl) for name, kl in CRAFT.items()}
+    yield _table("vae: the literature's beta", rows)
+
+
+def likelihoods(seeds: Sequence[int]) -> Iterator[str]:
+    def each(decoder: str, objective: ObjectiveSettings) -> dict[str, str]:
         return over(seeds, lambda seed: {"bits": bits(decoder, objective, steps=STEPS["bits"], seed=seed)})
 
-    rows = {"no penalty": sparse_over("sigmoid")}
-    rows |= {f"lambda {weight:g}": sparse_over("sigmoid", SparseKL(rho=RHO, weight=weight)) for weight in KL_LAMBDAS}
-    yield _table(f"sparse_kl, rho {RHO}: a code of 128 sigmoids", rows)
-    for kind in (SparseL1, SparseL2):
-        rows = {f"lambda {w:g}": sparse_over("relu", *([kind(weight=w)] if w else [])) for w in LAMBDAS}
-        yield _table(f"{kind.model_fields['kind'].default}: a code of 128 rectified units", rows)
-    rows = {f"beta {beta:g}": vae_over(beta) for beta in BETAS}
-    yield _table("vae: the literature's beta", rows | {name: vae_over(**kl) for name, kl in CRAFT.items()})
-    yield _table("bits per 8-bit value, given the code", {name: bits_over(*each) for name, each in DECODERS.items()})
+    yield _table("bits per 8-bit value, given the code", {name: each(*one) for name, one in DECODERS.items()})
+
+
+TABLES = {"sparsity": sparsity, "prices": prices, "likelihoods": likelihoods}
 
 
 def _table(title: str, found: Mapping[str, Mapping[str, str]]) -> str:
@@ -186,8 +193,11 @@ def _table(title: str, found: Mapping[str, Mapping[str, str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
-    for text in tables(parser.parse_args().seeds):
-        print(text, flush=True)
+    parser.add_argument("--only", choices=TABLES, nargs="+", default=list(TABLES), help="of the questions")
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        for text in TABLES[name](arguments.seeds):
+            print(text, flush=True)
 
 
 if __name__ == "__main__":

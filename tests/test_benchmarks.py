@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks import anomaly, dciodvfy, denoising, predictor, segmentation, startup
+from benchmarks import anomaly, codes, dciodvfy, denoising, predictor, segmentation, startup
 from benchmarks.models import trained
 from medae.backends.torch import keep_heap
+from medae.objectives import SparseKL
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]
 
@@ -53,3 +54,26 @@ def test_the_command_line_answers_at_once() -> None:
 def test_dicom_answers_have_no_error_of_their_own() -> None:
     for name, paths in dciodvfy.sources().items():
         assert not any(dciodvfy.new_errors(paths)[1].values()), name
+
+
+def test_units_of_a_sparse_code_are_as_active_as_they_are_asked() -> None:
+    steps, seeds = codes.STEPS["sparse"], (0, 1, 2)
+    asked = [SparseKL(rho=codes.RHO, weight=2.0)]
+    found = [codes.sparse(asked, "sigmoid", steps=steps, seed=seed) for seed in seeds]
+    assert np.mean([each["mean activation"] for each in found]) == pytest.approx(codes.RHO, rel=0.2)
+    assert np.mean([each["units within 3 rho"] for each in found]) > 0.95
+
+
+def test_the_alarm_of_a_collapsed_code() -> None:
+    for seed in (0, 1, 2):
+        assert not codes.priced(seed, 1.0, codes.STEPS["vae"])["alarm"]
+        assert codes.priced(seed, 100.0, codes.STEPS["vae"])["alarm"]
+
+
+def test_categorical_needs_no_more_bits_than_gaussian() -> None:
+    steps = codes.STEPS["bits"]
+    found = {
+        name: np.mean([codes.bits(*decoder, steps=steps, seed=seed) for seed in (0, 1, 2)])
+        for name, decoder in codes.DECODERS.items()
+    }
+    assert min(found, key=lambda name: found[name]) == "categorical", found

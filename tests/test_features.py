@@ -8,7 +8,7 @@ from torch import nn
 
 from medae.errors import SettingsError
 from medae.features import FeatureDistance, FilterFeatures, VGG16Features, describe, distance_map, feature_distance
-from medae.features.filters import WAVELENGTH, gabor_bank
+from medae.features.filters import UNIT, WAVELENGTH, gabor_bank
 from medae.networks.base import Output
 from medae.objectives import Loss, Perceptual
 
@@ -102,14 +102,14 @@ def test_grey_is_grey_rgb_and_nothing_is_trained(weights):
 
 def test_filters_know_a_wave_whatever_its_phase_and_nothing_of_brightness():
     columns = torch.arange(48.0).expand(1, 1, 48, 48)
-    waves = [torch.sin(2 * torch.pi / WAVELENGTH * columns + phase) for phase in (0.0, 0.7, 2.0)]
+    waves = [UNIT * torch.sin(2 * torch.pi / WAVELENGTH * columns + phase) for phase in (0.0, 0.7, 2.0)]
     for wave in waves:
         energies = next(FilterFeatures().layers(wave))[0, 1:, 16:32, 16:32]
         assert energies[0].mean().item() == pytest.approx(1, abs=0.05)
         assert energies[0].std() < 0.05
         assert energies[2].max() < 0.2  # across
     assert gabor_bank().sum((1, 2)).abs().max() < 1e-5
-    flat = next(FilterFeatures().layers(torch.full((1, 1, 20, 20), 0.7)))[0]
+    flat = next(FilterFeatures().layers(torch.full((1, 1, 20, 20), 0.7 * UNIT)))[0]
     assert flat[1:].abs().max() < 1e-5
     assert flat[0].min() == pytest.approx(0.7, abs=1e-5)
 

@@ -197,6 +197,7 @@ def test_free_bits_are_a_floor_that_has_no_slope(places):
 
 def test_the_card_says_what_was_made_small():
     assert [one.described for one in (MSE(weight=2), KL(beta=0.5, weight=3))] == ["2 x mse", "1.5 x kl"]
+    assert GaussianLikelihood(variance="learned").described == "1 x gaussian (variance learned)"
 
 
 @pytest.mark.parametrize("latent", [None, Code(torch.zeros(2, 5))], ids=["none", "code"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medae.backends.torch import network_of
 from medae.image import Image
 from medae.metrics.posterior import Posterior, alarm
-from medae.networks import Gaussian, kinds_with, run
+from medae.networks import Gaussian, Output, kinds_with, run
 from medae.objectives import LikelihoodTerm, ObjectiveConfig
 from medae.package import Card, ModelPackage
 
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 PATCHES = 16
 """Of each image at most, spread over it: means over many images need no more."""
+AT_ONCE = 4
+"""Patches in one forward: 3-D ones are large."""
 SIDE = 64
 """Of the patches of a package that does not say what it was trained on."""
 
@@ -37,7 +39,8 @@ class CodeReport:
     def __init__(self, network: nn.Module, card: Card) -> None:
         self._network, self._card, self._idle = network, card, not _says_more(card)
         self._likelihood = _likelihood(card)
-        self._posterior, self._bits = Posterior(), list[float]()
+        self._posterior = Posterior()
+        self._bits: list[tuple[float, int]] = []
 
     def see(self, image: Image) -> None:
         """Costs a forward of up to 16 patches; nothing where there is nothing to report. Raises UnfitImage."""
@@ -49,12 +52,15 @@ class CodeReport:
         was_training = self._network.training
         self._network.eval()
         with torch.inference_mode():
-            output = run(self._network, x)
-            if isinstance(output.latent, Gaussian):
-                self._posterior.see(*(_numpy(each) for each in (output.latent.mean, output.latent.log_variance)))
-            if self._likelihood is not None:
-                self._bits.append(float(self._likelihood.bits_per_value(output, x)))
+            for some in torch.split(x, AT_ONCE):
+                self._note(run(self._network, some), some)
         self._network.train(was_training)
+
+    def _note(self, output: Output, x: Tensor) -> None:
+        if isinstance(output.latent, Gaussian):
+            self._posterior.see(*(_numpy(each) for each in (output.latent.mean, output.latent.log_variance)))
+        if self._likelihood is not None:
+            self._bits.append((float(self._likelihood.bits_per_value(output, x)), len(x)))
 
     def summary(self) -> dict[str, Any]:
         """Plain data: `posterior`, as `Posterior.summary` says it, and `bits_per_value` of 8-bit values, given the
@@ -64,7 +70,8 @@ class CodeReport:
         warning = alarm(posterior)
         if warning is not None:
             logger.warning(warning)
-        bits = {"bits_per_value": float(np.mean(self._bits))} if self._bits else {}
+        values, weights = zip(*self._bits, strict=True) if self._bits else ((), ())
+        bits = {"bits_per_value": float(np.average(values, weights=weights))} if self._bits else {}
         return bits | ({"posterior": posterior} if posterior else {})
 
     def _patches(self, pixels_CSRW: NDArray[np.float32]) -> NDArray[np.float32]:

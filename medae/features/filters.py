@@ -21,15 +21,19 @@ WAVELENGTH = 4.0
 WIDTH = 2.0
 """Standard deviation of the Gabor filter's window, in pixels of each scale."""
 RADIUS = 4
-SOFT = 1e-3
+SOFT = 1e-2
 """Rounds the energy off where it vanishes, and its square root would have no slope."""
+UNIT = 0.07
+"""Of the range: values are seen in it. About the contrast of texture in tissue, so that features are as large as
+VGG16's and its weight in the perceptual objective suits these too."""
 BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
 class FilterFeatures(Features):
     """Of each scale and channel: the blurred value, and the energy in four orientations.
 
-    A sinusoid of the filters' wavelength and of amplitude 1 has the energy 1 in its orientation.
+    Values are in units of .07 of the range. A sinusoid of the filters' wavelength and of amplitude 1 (of those units)
+    has the energy 1 in its orientation.
     """
 
     def __init__(self) -> None:
@@ -40,7 +44,7 @@ class FilterFeatures(Features):
 
     def layers(self, x: Tensor) -> Iterator[Tensor]:
         batch, channels = x.shape[:2]
-        plane = x.reshape(batch * channels, 1, *x.shape[2:])
+        plane = x.reshape(batch * channels, 1, *x.shape[2:]) / UNIT
         for scale in range(SCALES):
             low = _filtered(plane, self.get_buffer("blur"))
             even, odd = _filtered(plane, self.get_buffer("gabor")).chunk(2, dim=1)

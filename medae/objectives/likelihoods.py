@@ -48,6 +48,10 @@ class GaussianLikelihood(ObjectiveSettings):
     def needs(self) -> Mapping[str, frozenset[str]]:
         return {"decoder": frozenset({"gaussian"})} if self.variance == "learned" else {}
 
+    @property
+    def described(self) -> str:
+        return f"{super().described} (variance {self.variance})"
+
     def build(self) -> "LikelihoodTerm":
         return _Gaussian(self.variance)
 
