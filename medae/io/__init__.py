@@ -238,7 +238,14 @@ def _unpacked(files: list[Path | bytes], limits: Limits) -> Iterator[list[Path |
 
         bounds = archive.Bounds(files=limits.files, bytes=limits.bytes, freely=limits.inflate_freely)
         with TemporaryDirectory(prefix="medae-") as folder:  # mode 0700
-            yield [*archive.unpack(files[0], Path(folder), bounds, lambda: False)]
+            try:
+                unpacked = archive.unpack(files[0], Path(folder), bounds, lambda: False)
+            except OSError as error:
+                raise UnreadableImage(
+                    f"the zip cannot be read, or not unpacked into the temporary folder ({type(error).__name__}); make "
+                    "space there, or give the files themselves"
+                ) from None
+            yield [*unpacked]
     elif head[128:132] == b"DICM" and isinstance(files[0], Path) and _is_directory(head):
         from medae.io.dicom_directory import referenced_files
 

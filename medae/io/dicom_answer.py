@@ -89,11 +89,17 @@ def frame_uid(source: Dataset) -> UID:
     return UID(f"2.25.{uuid.uuid5(_ANSWERS, f'frame of reference of {source.SeriesInstanceUID}').int}")
 
 
-def source_of(image: Image) -> DicomSource:
-    """The image's source, if a DICOM answer on its grid can be made."""
+def source_of(image: Image, *, takes_frames: bool = False) -> DicomSource:
+    """The image's source, if a DICOM answer on its grid can be made; of several frames a file, if it takes these."""
     source = image.source
-    if not isinstance(source, DicomSource) or len(source.datasets) != image.geometry.shape[0]:
+    slices = len(source.frames or source.datasets) if isinstance(source, DicomSource) else 0
+    if not isinstance(source, DicomSource) or slices != image.geometry.shape[0]:
         raise OutputError("DICOM answers are made for images that came from DICOM, on the grid that they came on")
+    if source.frames and not takes_frames:
+        raise UnsupportedImage(
+            "the source is a DICOM file of several frames, for which this kind of DICOM answer is not made; ask for "
+            "labels-nifti or summary output, or give the image as NIfTI"
+        )
     with guarded("the source's DICOM header is damaged"):
         for dataset in source.datasets:
             if (dataset.Rows, dataset.Columns) != image.geometry.shape[1:]:
