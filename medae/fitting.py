@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from medae.backends.observer import Head, features_of
+from medae.backends.feature_maps import features_of
+from medae.backends.observer import Head
 from medae.backends.torch import choose_device, network_of
 from medae.errors import InputError, SettingsError, UsageError
 from medae.image import Image

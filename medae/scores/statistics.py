@@ -49,7 +49,8 @@ class StatisticScore(Score, ABC):
 
 class Statistics(StatisticScore):
     """Per channel the logarithms of the energy of the Laplacian and of the gradient at each scale and, unless they do
-    not count, the mean and the logarithm of the standard deviation.
+    not count, the mean and the logarithm of the standard deviation. Of colour, also the energies of red less green and
+    blue less green, which compression takes away first.
     """
 
     kind: Literal["statistics"] = "statistics"
@@ -63,22 +64,26 @@ class Statistics(StatisticScore):
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """The statistics, channel by channel."""
         values = pixels_CSRW.astype(np.float32)
+        rows = self._energies(values[::2] - values[1:2]) if len(values) == 3 else []
         if self.optical_density:
             values = np.maximum(values, 0)
             values *= np.float32(1 - DARKEST)
             values += np.float32(DARKEST)
             np.negative(np.log(values, out=values), out=values)
-        rows = []
         if self.intensity:
             count = values[0].size
             mean = values.sum(-1).sum((1, 2), dtype=np.float64) / count
             variance = np.maximum(_squares(values) / count - mean**2, 0)
-            rows = [mean, np.log(np.sqrt(variance) + 1e-4)]
+            rows += [mean, np.log(np.sqrt(variance) + 1e-4)]
+        return np.concatenate(rows + self._energies(values)).astype(np.float64)
+
+    def _energies(self, values: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+        rows: list[NDArray[np.float64]] = []
         for scale in range(self.scales):
             rows += [0.5 * np.log(energy + 1e-8) for energy in _energies(values)]
             if scale + 1 < self.scales:
                 values = _halved(values)
-        return np.stack(rows).astype(np.float64).ravel()
+        return rows
 
 
 class Profile(StatisticScore):
