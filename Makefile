@@ -17,7 +17,7 @@ export OMP_NUM_THREADS := 1
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup check format test peers slow wheel-test docs lint-docker demo demo-quick serve schema lock clean
+.PHONY: help setup check format test peers slow faults wheel-test docs lint-docker demo demo-quick serve schema lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,11 +43,14 @@ format: $(INSTALLED) ## Format, and mend what the linter can
 test: $(INSTALLED) ## The tests (ARGS="tests/test_io.py -x" for some of them)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
-peers: $(INSTALLED) ## Tests against other programs (dciodvfy, dcmtk)
+peers: $(INSTALLED) ## Tests against other programs (dciodvfy, dcmtk, Chromium)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m peers -rs $(ARGS)
 
 slow: $(INSTALLED) ## Tests that take minutes (trainings, the wheel)
 	$(BIN)/python -m pytest -q -m slow --timeout 1800 -rs $(ARGS)
+
+faults: $(INSTALLED) ## All that can go wrong with the service, on purpose: minutes; wants chromium
+	$(BIN)/python -m pytest -q -m "not gpu and not bench" --timeout 1800 -rs tests/test_service_*.py tests/peers/test_chromium.py $(ARGS)
 
 wheel-test: $(INSTALLED) ## Build the wheel and use it in an empty environment
 	$(BIN)/python -m pytest -q -m slow --timeout 1800 tests/test_wheel.py $(ARGS)

@@ -11,6 +11,7 @@ from medae.networks.base import (
     NetworkSettings,
     Output,
     StackedAutoencoder,
+    StackedSettings,
     Stage,
     run,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Output",
     "SegNetSettings",
     "StackedAutoencoder",
+    "StackedSettings",
     "Stage",
     "UNetSettings",
     "VAESettings",

@@ -18,6 +18,7 @@ from medae.errors import UsageError
 from medae.package import load, shipped
 from medae.settings import load_settings, validate_settings
 from medae_service import tokens
+from medae_service.listening import Board
 from medae_service.models import require_memory, require_unique
 from medae_service.security import is_loopback
 from medae_service.settings import CONFIG_VARIABLE, ServiceSettings, WorkerSettings
@@ -55,7 +56,8 @@ def serve(
     settings = _merge(load_settings(config, ServiceSettings) if config else ServiceSettings(), given)
     resolved = resolve(settings)
     with _runtime_folder() as folder:
-        _run(resolved.model_copy(update={"spool": _private(folder / "spool")}), folder)
+        shared = {"spool": _private(folder / "spool"), "board": Board.make(folder / "board", resolved.workers or 1)}
+        _run(resolved.model_copy(update=shared), folder)
     return 0
 
 

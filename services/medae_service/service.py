@@ -14,8 +14,10 @@ from starlette.types import ASGIApp
 
 from medae_service import logs, metrics
 from medae_service.app import create_app, paths
+from medae_service.beside import Beside, Deadline
 from medae_service.decoding import Decoders
 from medae_service.engine import Engine
+from medae_service.listening import Board, Listener
 from medae_service.models import Models, Served, Shelf, Stored, weights_bytes
 from medae_service.native import SCOPES as NATIVE_PATHS
 from medae_service.native import NativeEndpoints, NativeGuard
@@ -43,8 +45,10 @@ class _Behind(bentoml.Service):  # type: ignore[misc]  # BentoML is not typed
     """A service behind our door. Added middleware would run only after BentoML's metrics and timeouts."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        inner = NativeGuard(super().to_asgi(is_main), settings)
-        return door(inner, settings, [*paths(app), *BENTOML_PATHS, *NATIVE_PATHS])
+        ours = Deadline(app, settings.request_seconds)
+        both = Beside(ours, paths(app), NativeGuard(super().to_asgi(is_main), settings))
+        outer = door(both, settings, [*paths(app), *BENTOML_PATHS, *NATIVE_PATHS])
+        return Listener(outer, Board(settings.board, (bentoml.server_context.worker_index or 1) - 1))
 
 
 class Medae(NativeEndpoints):
@@ -83,7 +87,6 @@ medae_service = bentoml.service(
     # the journal writes about requests: BentoML's access log would keep the paths that clients choose
     logging={"access": {"enabled": False}},
 )(Medae)
-medae_service.mount_asgi_app(app, path="/", name="medae")
 
 
 def _die_with_parent() -> None:

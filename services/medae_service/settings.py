@@ -70,6 +70,8 @@ class WorkerSettings(ServiceSettings):
 
     spool: Path | None = None
     """A private folder for uploads; None: the system's temporary folder."""
+    board: Path | None = None
+    """The file in which workers tell each other how busy they are."""
     launcher: PositiveInt | None = None
     """Process id of the supervisor; a worker does not outlive it."""
 
