@@ -154,9 +154,8 @@ def _step(training: Training, batch: Batch) -> None:
     state.optimizer.zero_grad()
     training.fabric.backward(total)
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_clip or math.inf)
-    found = {"loss": total, **terms, "gradient": norm}
     # one transfer from the device for all numbers
-    values = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
+    values = dict(zip(["loss", *terms, "gradient"], torch.stack([total, *terms.values(), norm]).tolist(), strict=True))
     _require_numbers(values, state)
     state.optimizer.step()
     if state.averaged is not None:
@@ -166,7 +165,7 @@ def _step(training: Training, batch: Batch) -> None:
 
 
 def _loss(training: Training, stage: int | None, x: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total, its terms by name and what the code says of itself; of one stage where only that is trained."""
+    """The total, and by name its terms and what the latent reports; of one stage where only that is trained."""
     network, fabric = training.state.network, training.fabric
     if stage is not None and isinstance(network, StackedAutoencoder):
         with fabric.autocast():
@@ -175,7 +174,7 @@ def _loss(training: Training, stage: int | None, x: Tensor, target: Tensor) -> t
     with fabric.autocast():
         output = run_network(network, x)
     total, terms = training.loss(output, target, training.progress)
-    return total, terms | (output.latent.numbers() if output.latent else {})
+    return total, terms | (output.latent.numbers() if output.latent is not None else {})
 
 
 def learning_rate(settings: TrainingSettings, progress: float) -> float:
