@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from medae.data import AugmentSettings, DataConfig
-from medae.networks import AutoencoderSettings, NetworkConfig, NetworkSettings, kinds_with
+from medae.networks import AutoencoderSettings, NetworkConfig, NetworkSettings, StackedSettings, kinds_with
 from medae.objectives import ObjectiveConfig
 from medae.preparation import Preparation
 from medae.scores import SSIM, Residual
@@ -41,6 +41,9 @@ class TrainingSettings(Settings):
     weight_decay: NonNegativeFloat = 1e-4
     gradient_clip: PositiveFloat | None = 1.0
     """Longest gradient (its norm over all weights); null: any."""
+    layer_wise: float = Field(default=0, ge=0, lt=1)
+    """First part of the training in which a dense_autoencoder or conv_autoencoder is trained stage by stage, each on
+    the codes of the one before; the rest trains all of it. In each stage the learning rate rises and falls anew."""
     ema: float | None = Field(default=0.999, gt=0, lt=1)
     """Decay of the exponential moving average of the weights, which is what is validated and packaged; null: none."""
     early_stopping: PositiveInt | None = None
@@ -122,6 +125,33 @@ class Experiment(Settings):
             )
         if self.network.kind == "dncnn" and self.task.kind == "segmentation":
             raise ValueError("dncnn subtracts noise from an image, it cannot give labels: take unet or segnet")
+        return self
+
+    @model_validator(mode="after")
+    def _layer_wise_fits(self) -> Self:
+        if self.training.layer_wise == 0:
+            return self
+        if not isinstance(self.network, StackedSettings):
+            raise ValueError(
+                f"training.layer_wise trains stages that reconstruct each other's codes; {self.network.kind} is not "
+                "made of such: take dense_autoencoder or conv_autoencoder, or leave it out"
+            )
+        if self.task.kind == "segmentation":
+            raise ValueError("training.layer_wise reconstructs images, and segmentation gives labels: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _code_is_narrow_or_penalised(self) -> Self:
+        copies = self.task.kind == "anomaly" and all(objective.compares for objective in self.objectives)
+        if copies and isinstance(self.network, StackedSettings):
+            code, image = self.network.code_and_image(self.preparation.channels)
+            if code >= image:
+                logger.warning(
+                    "the code is overcomplete: %d numbers for %d of the image. Without a penalty the network may learn "
+                    "to copy, anomalies too; add a sparsity objective, or take a narrower code",
+                    code,
+                    image,
+                )
         return self
 
     @model_validator(mode="after")

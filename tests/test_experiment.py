@@ -113,6 +113,14 @@ REFUSED = [
         changed(ANOMALY, network={"kind": "vae", "size": [32, 32]}),
         r"made for images of \[32, 32\] \(network.size\), so training.patch is the same; got \[64, 64\]",
     ),
+    (
+        changed(DENOISING, network={"kind": "unet"}, training={"layer_wise": 0.5}),
+        "unet is not made of such: take dense_autoencoder or conv_autoencoder",
+    ),
+    (
+        changed(SEGMENTATION, network={"kind": "conv_autoencoder"}, training={"layer_wise": 0.5}),
+        "layer_wise reconstructs images, and segmentation gives labels",
+    ),
     (changed(SEGMENTATION, name="My Model"), "pattern"),
     (changed(SEGMENTATION, training={"step": 3}), "Extra inputs are not permitted"),
     (changed(SEGMENTATION, training={"ema": 1.0}), "less than 1"),
@@ -168,3 +176,27 @@ def test_the_schema_takes_what_the_settings_take():
     # an editor shows what a field means
     settings = validator.schema["$defs"]["TrainingSettings"]["properties"]
     assert settings["ema"]["description"].startswith("Decay of the exponential moving average")
+
+
+@pytest.mark.parametrize(
+    ("network", "objectives", "warns"),
+    [
+        ({"kind": "dense_autoencoder", "size": [4, 4], "widths": [48]}, [{"kind": "mse"}], True),
+        ({"kind": "dense_autoencoder", "size": [4, 4], "widths": [47]}, [{"kind": "mse"}], False),
+        ({"kind": "conv_autoencoder", "features": [8, 8], "bottleneck": 48}, [{"kind": "mse"}], True),
+        (
+            {"kind": "dense_autoencoder", "size": [4, 4], "widths": [48]},
+            [{"kind": "mse"}, {"kind": "sparse_l1"}],
+            False,
+        ),
+    ],
+)
+def test_an_overcomplete_code_without_a_penalty_warns(network, objectives, warns, caplog):
+    Experiment.model_validate(changed(ANOMALY, network=network, objectives=objectives, training={"patch": [4, 4]}))
+    assert ("the code is overcomplete: 48 numbers for 48 of the image" in caplog.text) == warns
+
+
+def test_an_overcomplete_code_that_mends_damage_does_not_copy(caplog):
+    network = {"kind": "conv_autoencoder", "features": [8], "bottleneck": 64}
+    Experiment.model_validate(changed(DENOISING, network=network))
+    assert "overcomplete" not in caplog.text

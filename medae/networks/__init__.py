@@ -11,6 +11,7 @@ from medae.networks.base import (
     NetworkSettings,
     Output,
     StackedAutoencoder,
+    StackedSettings,
     Stage,
     run,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Output",
     "SegNetSettings",
     "StackedAutoencoder",
+    "StackedSettings",
     "Stage",
     "UNetSettings",
     "VAESettings",

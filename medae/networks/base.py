@@ -201,6 +201,14 @@ class Stage(NamedTuple):
     decoder: nn.Module
 
 
+class StackedSettings(AutoencoderSettings, ABC):
+    """An architecture whose `build` gives a `StackedAutoencoder`."""
+
+    @abstractmethod
+    def code_and_image(self, channels: int) -> tuple[int, int]:
+        """How many numbers the code has, and the part of the image that it stands for."""
+
+
 class StackedAutoencoder(Autoencoder):
     """Stages within each other; each reconstructs what the stages before it made of the image.
 

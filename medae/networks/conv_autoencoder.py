@@ -1,11 +1,12 @@
 """A convolutional autoencoder: convolutions and max-pooling to a narrow code, and back without skips."""
 
+from math import prod
 from typing import Literal
 
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from medae.networks.base import AutoencoderSettings, StackedAutoencoder, Stage
+from medae.networks.base import StackedAutoencoder, StackedSettings, Stage
 from medae.networks.blocks import (
     Activation,
     ConvNormReLU,
@@ -69,7 +70,7 @@ def _enlarge(dims: int, channels: int, enlarge: Enlarging) -> list[nn.Module]:
     return [TRANSPOSED[dims](channels, channels, 2, stride=2)]
 
 
-class ConvAutoencoderSettings(AutoencoderSettings):
+class ConvAutoencoderSettings(StackedSettings):
     """Convolutional autoencoder: what does not fit through its code is lost; for restoration and anomaly scores."""
 
     kind: Literal["conv_autoencoder"] = "conv_autoencoder"
@@ -91,6 +92,10 @@ class ConvAutoencoderSettings(AutoencoderSettings):
 
     def build(self, channels_in: int, channels_out: int) -> ConvAutoencoder:
         return ConvAutoencoder(self, channels_in, channels_out)
+
+    def code_and_image(self, channels: int) -> tuple[int, int]:
+        seen = (2 ** len(self.features),) * self.dims if self.size is None else self.size
+        return self.bottleneck, channels * prod(seen)
 
     def layers(self) -> list[Window]:
         convolutions = [CONVOLUTION] * self.convolutions

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medae.errors import SettingsError
-from medae.networks.base import AutoencoderSettings, Size, StackedAutoencoder, Stage
+from medae.networks.base import Size, StackedAutoencoder, StackedSettings, Stage
 from medae.networks.blocks import Activation, activation
 from medae.networks.reach import Window
 
@@ -61,7 +61,7 @@ def _norm(settings: "DenseAutoencoderSettings", width: int) -> list[nn.Module]:
     return [nn.BatchNorm1d(width)] if settings.norm == "batch" else []
 
 
-class DenseAutoencoderSettings(AutoencoderSettings):
+class DenseAutoencoderSettings(StackedSettings):
     """Dense autoencoder: for small images of one size, as a baseline, for codes that mean something as a whole."""
 
     kind: Literal["dense_autoencoder"] = "dense_autoencoder"
@@ -94,6 +94,9 @@ class DenseAutoencoderSettings(AutoencoderSettings):
                 f"tied weights give as many channels as they take, not {channels_in} -> {channels_out}: take free ones"
             )
         return DenseAutoencoder(self, channels_in, channels_out)
+
+    def code_and_image(self, channels: int) -> tuple[int, int]:
+        return self.widths[-1], channels * prod(self.size)
 
     def layers(self) -> list[Window]:
         return []

@@ -30,8 +30,7 @@ class Log:
     def __init__(self, out: Path, *, step: int, steps: int, every: int, progress: bool | None) -> None:
         self._path = out / NAME
         self._steps, self._every = steps, every
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._seen: dict[str, list[float]] = {}
         _cut_after(self._path, step)
         shown = sys.stderr.isatty() if progress is None else progress
         self._console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not shown)
@@ -55,12 +54,11 @@ class Log:
     def trained(self, step: int, values: Mapping[str, float], learning_rate: float, seconds: float) -> None:
         """One optimiser step."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+            self._seen.setdefault(name, []).append(value)
         self._bar.update(self._task, completed=step, description=f"loss {values['loss']:.4g}")
         if step % self._every == 0:
-            means = {name: total / self._count for name, total in self._sums.items()}
-            self._sums, self._count = {}, 0
+            means = {name: sum(values) / len(values) for name, values in self._seen.items()}
+            self._seen = {}
             self._write(
                 {"step": step, "train": {**means, "learning_rate": learning_rate}, "seconds": round(seconds, 3)}
             )

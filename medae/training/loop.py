@@ -16,16 +16,19 @@ from pathlib import Path
 import torch
 import yaml
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from medae.backends.torch import choose_device
 from medae.errors import OutputError, TrainingError
 from medae.evaluation import headline
 from medae.experiment import Experiment, TrainingSettings
 from medae.io.answer import AnswerFile, write_files
+from medae.networks import StackedAutoencoder
 from medae.networks import run as run_network
 from medae.objectives import Loss
 from medae.package import ModelPackage
 from medae.record import now, recording
+from medae.training.layer_wise import Phase, phase_at, stage_loss
 from medae.training.log import NAME as METRICS
 from medae.training.log import Log
 from medae.training.material import Batch, Material, batches_from, pair, read_material, seed_of
@@ -74,6 +77,13 @@ class Training:
             return done
         room = max(60 * minutes - self.validation_seconds, 1e-9)
         return min(1.0, max(done, self.seconds / room))
+
+    @property
+    def phase(self) -> Phase:
+        """Which stages are trained now."""
+        share, network = self.settings.layer_wise, self.state.network
+        stages = len(network.stages) if isinstance(network, StackedAutoencoder) else 0
+        return phase_at(self.progress, share if stages else 0, stages)
 
 
 def train(experiment: Experiment, out: Path, *, resume: bool = False, progress: bool | None = None) -> ModelPackage:
@@ -130,8 +140,8 @@ def _ends(training: Training) -> bool:
 
 
 def _step(training: Training, batch: Batch) -> None:
-    state, settings, fabric, progress = training.state, training.settings, training.fabric, training.progress
-    rate = learning_rate(settings, progress)
+    state, settings, phase = training.state, training.settings, training.phase
+    rate = learning_rate(settings, phase.progress)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     torch.manual_seed(seed_of(settings.seed, state.step, 0))
@@ -140,11 +150,9 @@ def _step(training: Training, batch: Batch) -> None:
     x, target = pair(here, training.experiment, noise)
 
     state.network.train()
-    with fabric.autocast():
-        output = run_network(state.network, x.to(memory_format=layout_on(training.device, x.ndim)))
-    total, terms = training.loss(output, target, progress)
+    total, terms = _loss(training, phase.stage, x.to(memory_format=layout_on(training.device, x.ndim)), target)
     state.optimizer.zero_grad()
-    fabric.backward(total)
+    training.fabric.backward(total)
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_clip or math.inf)
     # one transfer from the device for all numbers
     values = dict(zip(["loss", *terms, "gradient"], torch.stack([total, *terms.values(), norm]).tolist(), strict=True))
@@ -154,6 +162,19 @@ def _step(training: Training, batch: Batch) -> None:
         state.averaged.update_parameters(state.network)
     state.step += 1
     training.log.trained(state.step, values, rate, training.seconds)
+
+
+def _loss(training: Training, stage: int | None, x: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total, and its terms by name; of one stage where only that is trained."""
+    network, fabric = training.state.network, training.fabric
+    if stage is not None and isinstance(network, StackedAutoencoder):
+        with fabric.autocast():
+            total = stage_loss(network, stage, x, target)
+        return total, {f"stage_{stage + 1}": total.detach()}
+    with fabric.autocast():
+        output = run_network(network, x)
+    total, terms = training.loss(output, target, training.progress)
+    return total, terms
 
 
 def learning_rate(settings: TrainingSettings, progress: float) -> float:
@@ -194,7 +215,7 @@ def _validate(training: Training) -> None:
     if best:
         state.best, state.best_step, state.stale = found.value, state.step, 0
         with_metrics(found, experiment, state.step).save(training.out / PACKAGE)
-    else:
+    elif training.phase.stage is None:  # before, a network half of which is untrained is no measure
         state.stale += 1
     if found.shown:
         name = f"pictures/step-{state.step:06d}.png"
