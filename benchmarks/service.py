@@ -8,6 +8,9 @@
 - plain: FastAPI + uvicorn + Pillow + torch (benchmarks/plain.py), the same clients; `threads` is its `def` endpoint,
   `inline` its `async def` one.
 
+The processor time a picture takes (of all the server's processes, without the client's) is disturbed less than the rate
+where the machine has other work.
+
 Then latency at 70 % of the service's rate, and that of its health while a large volume runs in every worker.
 
     python -m benchmarks.service [--package runs/nuclei-unet/package]
@@ -113,11 +116,12 @@ class InProcess:
         for end in self._ends:
             end.recv()
 
-    def rate(self, way: str, seconds: float) -> float:
-        """Pictures a second of all."""
+    def rate(self, way: str, seconds: float) -> tuple[float, float]:
+        """(pictures a second of all, processor milliseconds a picture)."""
         for end in self._ends:
             end.send((way, seconds))
-        return float(sum(end.recv() for end in self._ends))
+        done = [end.recv() for end in self._ends]
+        return sum(rate for rate, _ in done), sum(cpu for _, cpu in done) / WORKERS
 
 
 def _serve_loops(folder: Path, end: Connection) -> None:
@@ -133,11 +137,12 @@ def _serve_loops(folder: Path, end: Connection) -> None:
     end.send("ready")
     while True:
         name, seconds = end.recv()
-        begin, done = time.perf_counter(), 0
+        begin, spent, done = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - begin < seconds:
             works[name](data[done % len(data)])
             done += 1
-        end.send(done / (time.perf_counter() - begin))
+        spent = time.process_time() - spent
+        end.send((done / (time.perf_counter() - begin), 1000 * spent / done))
 
 
 # over HTTP
@@ -235,13 +240,15 @@ def compare(package: Path, rounds: int, seconds: float) -> tuple[dict[str, list[
         for server, path, items in served.values():
             throughput(server, path, 2, items)
         for _ in range(rounds):
-            for way in WAYS:
-                rates.setdefault(f"in-process, {way}", []).append(here.rate(way, seconds))
-            for name, (server, path, items) in served.items():
-                rate, cpu = throughput(server, path, seconds, items)
+            measured = {f"in-process, {way}": here.rate(way, seconds) for way in WAYS}
+            measured |= {
+                name: throughput(server, path, seconds, items) for name, (server, path, items) in served.items()
+            }
+            for name, (rate, cpu) in measured.items():
                 rates.setdefault(name, []).append(rate)
                 spent.setdefault(name, []).append(cpu)
-            print({name: round(found[-1], 1) for name, found in rates.items()}, file=sys.stderr, flush=True)
+            said = {name: f"{rate:.1f}/s {cpu:.1f} ms" for name, (rate, cpu) in measured.items()}
+            print(said, file=sys.stderr, flush=True)
     return rates, spent
 
 
@@ -274,12 +281,13 @@ def _print_throughput(package: Path, rounds: int, seconds: float) -> None:
         (
             name,
             f"{median(rate):.1f} ({min(rate):.1f}-{max(rate):.1f})",
-            f"{median(spent[name]):.1f}" if name in spent else "",
+            f"{median(spent[name]):.1f}",
             *(median(rate) / each for each in base.values()),
+            median(spent["in-process, bare"]) / median(spent[name]),
         )
         for name, rate in rates.items()
     ]
-    print(table(("what", "pictures/s", "CPU ms", "/ bare", "/ whole", "/ plain, threads"), rows))
+    print(table(("what", "pictures/s", "CPU ms", "/ bare", "/ whole", "/ plain, threads", "CPU of bare / CPU"), rows))
 
 
 def _print_latency(package: Path, seconds: float) -> None:

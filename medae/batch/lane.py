@@ -21,6 +21,7 @@ from medae.batch.memory import Grant, enforce, resident_bytes
 from medae.batch.work import Hand, Outcome, Put, decode
 from medae.errors import MedaeError
 from medae.io.dicom_options import DicomAnswers
+from medae.pseudonyms import Pseudonyms
 from medae.verdict import GateLimits
 
 _FLUSH_SECONDS = 0.05
@@ -38,6 +39,7 @@ class Order:
     threshold: float | None
     summaries: bool
     dicom: DicomAnswers
+    id_key: Path | None
     device: str
     gate: GateLimits
     allow: tuple[str, ...] = ()
@@ -122,5 +124,6 @@ def make_hand(order: Order) -> Hand:
         output=order.output,
         threshold=order.threshold,
         dicom=order.dicom,
+        pseudonyms=None if order.id_key is None else Pseudonyms.from_file(order.id_key),
         summaries=order.summaries,
     )

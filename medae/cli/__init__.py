@@ -19,6 +19,7 @@ from medae.cli.options import (
     Dicom,
     GateReject,
     GateReview,
+    IdKey,
     Inputs,
     Members,
     Out,
@@ -153,6 +154,7 @@ def predict(
     gate_review: GateReview = None,
     gate_reject: GateReject = None,
     dicom: Dicom = None,
+    id_key: IdKey = None,
     device: Device = "auto",
 ) -> None:
     """Answer images in their own format; leaves answers, summaries, results.csv and run.json under OUT."""
@@ -162,17 +164,19 @@ def predict(
     from medae.batch.progress import Progress
     from medae.io.dicom_options import DicomAnswers
     from medae.package import load
+    from medae.pseudonyms import Pseudonyms
     from medae.uncertainty import open_predictor
 
     require_existing(inputs)
     limits = gate_limits(gate_review, gate_reject)
     words = DicomAnswers.from_words(dicom or ())
+    pseudonyms = None if id_key is None else Pseudonyms.from_file(id_key)
     model = load(package)
     keep_heap()
     others = [load(other) for other in member or ()]
     predictor = open_predictor(model, uncertainty or (), members=others, device=device, limits=limits)
     require_writable(out)
-    manifest = list_items(inputs, out=out)
+    manifest = list_items(inputs, out=out, pseudonyms=pseudonyms)
     with Progress(out / "results.csv", stderr()) as progress:
         progress.begin(len(manifest.items), passed_over=manifest.passed_over)
         outcomes = predict_items(
@@ -182,6 +186,7 @@ def predict(
             output=output,
             threshold=threshold,
             dicom=words,
+            pseudonyms=pseudonyms,
             watch=lambda outcome: progress.see((outcome,)),
         )
     if any(outcome.status == "fault" for outcome in outcomes):
