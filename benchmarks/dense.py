@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.models import table
 from medae.experiment import TrainingSettings
@@ -130,10 +131,11 @@ def monotone(losses: list[float], share: float, stages: int) -> bool:
 
 
 def figure(rows: list[Tensor], path: Path) -> None:
-    """Images above what was rebuilt of them, four pixels a pixel."""
+    """Images above what was rebuilt of them, a grey line between two, four pixels a pixel."""
     from PIL import Image as Pillow
 
-    grid = torch.cat([torch.cat(list(row[:, 0]), 1) for row in rows]).clamp(0, 1)
+    framed = [functional.pad(row[:, 0].clamp(0, 1), (1, 1, 1, 1), value=0.5) for row in rows]
+    grid = torch.cat([torch.cat(list(row), 1) for row in framed])
     grey = np.kron((255 * grid.numpy()).round().astype(np.uint8), np.ones((4, 4), np.uint8))
     Pillow.fromarray(grey).save(path, optimize=True)
 

@@ -107,9 +107,9 @@ def test_a_case_that_breaks_its_process_is_given_up_and_the_others_are_not(
 def test_the_parent_may_be_killed(package: Path, pictures: Path, whole: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "medae", "batch", "run", str(package), str(pictures), "--out", str(tmp_path)]
     batch = subprocess.Popen([*command, "--workers", "1", "--device", "cpu"], stderr=subprocess.DEVNULL)
-    journal = tmp_path / ".batch" / "staging"
+    staging = tmp_path / ".batch" / "staging"  # one file in it is there from the start
     deadline = time.monotonic() + 120
-    while not list(journal.glob("*/*")) and time.monotonic() < deadline:
+    while len(list(staging.glob("*/*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     workers = psutil.Process(batch.pid).children()
     batch.kill()

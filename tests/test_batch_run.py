@@ -5,6 +5,7 @@ Here it runs in one process; what the processes of the engine add is tested in t
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medae import io
+from medae import io, shipped
 from medae.batch import journal, lease, work
 from medae.batch.export import export_csv
 from medae.batch.folder import Folder
@@ -26,7 +27,7 @@ from medae.calibration import Calibration, benjamini_hochberg
 from medae.errors import OutputError, SettingsError, UsageError
 from medae.image import Image
 from medae.predictor import Predictor
-from medae.settings import validate_settings
+from medae.settings import load_settings, validate_settings
 from medae.tasks import Anomaly
 from tests.batch_parts import Seen, answers, everything, segmenter, table
 from tests.conftest import untrained_package
@@ -183,6 +184,9 @@ def test_another_model_or_setting_is_noticed(ask: Ask, tmp_path: Path) -> None:
     run(ask(models=("other",), rescore=True), seen := Seen())
     assert len(seen.ids) == COUNT
     assert everything(tmp_path / "out") == everything(tmp_path / "other")
+    run(ask("overlays", models=("other",), output="overlay"), Seen())
+    run(ask(models=("other",), output="overlay", rescore=True), Seen())
+    assert everything(tmp_path / "out") == everything(tmp_path / "overlays"), "no answer of before is left"
 
 
 def test_several_models_decode_once(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,3 +413,22 @@ def test_settings_that_do_not_hold_are_refused(given: dict[str, Any], said: str)
 @pytest.mark.parametrize(("text", "size"), [("8G", 8 << 30), ("1.5 GiB", 3 << 29), ("512MB", 512 << 20), (7, 7)])
 def test_bytes_are_said_as_people_say_them(text: str | int, size: int) -> None:
     assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "path", sorted((shipped.configs_folder() / "batch").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_shipped_configurations_of_batches_hold(path: Path) -> None:
+    assert load_settings(path, BatchSettings).packages
+
+
+def test_the_report_shows_what_the_table_says(ask: Ask, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "p5.png").write_bytes(b"")
+    run(ask(models=("scorer",)), Seen())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Highest l2_mean" in page and "the file is empty" in page and ">p5<" in page
+    assert f"of {COUNT - 1} cases are anomalous at a false discovery rate of 5%" in page
+    assert "Most of it is <b>" in page
+    assert not re.search(r'(src|href)="(?!data:)', page), "it asks nobody for anything"
+    best = max((row for row in table(tmp_path / "out") if row["status"] == "done"), key=lambda row: row["l2_mean"])
+    assert page.index(f"<b>{best['id']}</b>") < page.index("Lowest")

@@ -47,7 +47,9 @@ def read_list(path: Path) -> Iterator[Item]:
 
 
 def _file(text: str, base: str) -> File:
-    return Url(text) if is_url(text) else Path(os.path.join(base, text))
+    if text[0] == "/":
+        return text
+    return Url(text) if is_url(text) else f"{base}/{text}"
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:

@@ -101,10 +101,10 @@ def write_plan(
                         f"two of the first {count} cases have one id (neither capitals nor signs that a file's name "
                         "cannot hold tell ids apart); give each an id of its own"
                     )
-                table = _table(chunk)
-                for row in zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True):
-                    digest.update(repr(row).encode())
-                writer.write_table(table)
+                columns = _columns(chunk)
+                digest.update(repr(columns).encode(errors="surrogateescape"))
+                arrays = (pa.array(columns[field.name], field.type) for field in SCHEMA)
+                writer.write_table(pa.Table.from_arrays(list(arrays), schema=SCHEMA))
             writer.add_key_value_metadata({"medae.digest": digest.hexdigest()})
     except BaseException:
         path.unlink(missing_ok=True)
@@ -142,11 +142,10 @@ def _chunks(items: Iterable[Item], names: set[str]) -> Iterator[list[Item]]:
         yield chunk
 
 
-def _table(items: list[Item]) -> pa.Table:
-    columns = [
-        pa.array([item.id for item in items], pa.string()),
-        pa.array([[to_bytes(file) for file in item.files] for item in items], pa.list_(pa.binary())),
-        pa.array([item.patient for item in items], pa.string()),
-        pa.array([item.target for item in items], pa.string()),
-    ]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+def _columns(items: list[Item]) -> dict[str, list[Any]]:
+    return {
+        "id": [item.id for item in items],
+        "files": [[to_bytes(file) for file in item.files] for item in items],
+        "patient": [item.patient for item in items],
+        "target": [item.target for item in items],
+    }

@@ -101,6 +101,21 @@ def finish(folder: Folder, plan: Plan, packages: Sequence[str]) -> Counts:
         return count(plan, rows, packages)
 
 
+def drop_superseded(folder: Folder, plan: Plan, packages: Sequence[str]) -> None:
+    """Remove answers that no record which counts speaks of: those of cases that were answered again, under other names.
+
+    Raises OutputError.
+    """
+    paths = journal.segments(folder)
+    kept = {name for each in packages for rows in records(plan, paths, each) for name in journal.files_of(rows)}
+    with taken():
+        for path in paths:
+            rows = journal.read([path])
+            of_ours = rows.filter(pc.is_in(rows["package"], value_set=pa.array(packages)))
+            for name in set(journal.files_of(of_ours)) - kept:
+                (folder.out / name).unlink(missing_ok=True)
+
+
 def write(folder: Folder, plan: Plan, packages: Sequence[str]) -> None:
     """results.parquet, whole or not at all."""
     made = folder.own / f"{uuid.uuid4().hex}.part"

@@ -33,6 +33,10 @@ FAN_OUT = 10_000
 """Cases above which answers are spread over 256 folders."""
 
 
+RESERVE, RESERVE_BYTES = "reserve", 1 << 17
+"""A file that is given up for the last commit: on a full disk, the records of what is done would else find no place."""
+
+
 class Engine(Protocol):
     """Answers cases, in any order."""
 
@@ -75,7 +79,14 @@ def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> result
         with record.recording(settings.out, "batch", digests=digests | {"plan": plan.digest}) as noted:
             noted.facts |= {"shard": settings.shard, "output": settings.output, "threshold": settings.threshold}
             _work(folder, plan, models, settings, work, watch)
-            counts = results.finish(folder, plan, [model.name for model in models])
+            names = [model.name for model in models]
+            counts = results.finish(folder, plan, names)
+            if settings.rescore:
+                results.drop_superseded(folder, plan, names)
+            if settings.report and (counts.left == 0 or settings.shard is None):
+                from medae.batch import report
+
+                report.write(folder, plan, models, settings, counts)
             noted.facts["counts"] = {
                 name: getattr(counts, name) for name in ("total", "done", "failed", "fault", "left")
             }
@@ -136,7 +147,12 @@ def _work(
     if not work.cases:
         return
     with _staging(folder) as staging:
-        put = Staged(staging, several=len(models) > 1, fan_out=plan.count > FAN_OUT)
+        put = Staged(
+            staging,
+            several=len(models) > 1,
+            fan_out=plan.count > FAN_OUT,
+            durable=settings.engine == "ray",  # written by machines whose disks the commit cannot sync
+        )
         book = Journal(folder, staging, {model.name: model.key for model in models}, max(settings.batch // 2, 1))
         engine = _engine(_order(models, settings, put), settings, work.cases)
         try:
@@ -147,12 +163,17 @@ def _work(
                 else:
                     book.tick()
         finally:
+            (staging / RESERVE).unlink(missing_ok=True)
             book.commit()
 
 
 def _engine(order: Order, settings: BatchSettings, cases: int) -> Engine:
-    if settings.workers == 0:
+    if settings.workers == 0 and settings.engine == "local":
         return Inline(make_hand(order), order.allow)
+    if settings.engine == "ray":
+        from medae.batch.on_ray import RayEngine
+
+        return RayEngine(order, settings.ray_address, settings.workers)
     posts = [Post(order.packages, device, 0, settings.max_vram) for device in gpus(settings.device)]
     return LocalEngine(order, min(settings.workers or cores(), cases), posts=posts, max_ram=settings.max_ram)
 
@@ -163,6 +184,7 @@ def _order(models: Sequence[Model], settings: BatchSettings, put: Staged) -> Ord
         put=put,
         output=settings.output,
         threshold=settings.threshold,
+        dicom=settings.dicom,
         summaries=settings.summaries,
         device=settings.device,
         allow=settings.allow,
@@ -174,6 +196,7 @@ def _staging(folder: Folder) -> Iterator[Path]:
     """A place for answers that are not committed."""
     staging = folder.staging / uuid.uuid4().hex
     staging.mkdir(parents=True)
+    (staging / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))
     try:
         yield staging
     finally:

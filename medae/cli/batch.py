@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medae.cli.options import AsJson
+from medae.cli.options import AsJson, Dicom
 from medae.cli.terminal import print_json, stderr
 from medae.errors import InputError, UsageError
 
@@ -33,7 +33,9 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)] = None,
     package: Annotated[list[str] | None, typer.Option(help="A model; again for more, in one pass.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML file of a batch that recurs.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A YAML file of a batch that recurs, or the name of a shipped one.")
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="K=V", help="Change one value of --config.")
     ] = None,
@@ -43,6 +45,7 @@ def run(
     threshold: Annotated[
         float | None, typer.Option(help="Segmentation: a probability. Score: a target false-positive rate.")
     ] = None,
+    dicom: Dicom = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th part, from 0, of N.")] = None,
@@ -51,6 +54,7 @@ def run(
     max_ram: Annotated[str | None, typer.Option(help="Of all processes together, such as 8G.")] = None,
     max_vram: Annotated[str | None, typer.Option(help="Of each CUDA device, such as 10G.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="The beginning of URLs that may be read.")] = None,
+    summaries: Annotated[bool, typer.Option("--summaries", help="A summary JSON for each case as well.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Compare digests of inputs that are done.")] = False,
     rescore: Annotated[bool, typer.Option("--rescore", help="Answer again what has changed.")] = False,
 ) -> None:
@@ -59,6 +63,7 @@ def run(
         "out": out,
         "output": output,
         "threshold": threshold,
+        "dicom": _dicom(dicom),
         "device": device,
         "workers": workers,
         "shard": shard,
@@ -67,6 +72,7 @@ def run(
         "max_ram": max_ram,
         "max_vram": max_vram,
         "allow": allow or None,
+        "summaries": summaries or None,
         "verify": verify or None,
         "rescore": rescore or None,
     }
@@ -121,17 +127,24 @@ def export(
     typer.echo(f"{csv}: {export_csv(out, csv)} rows")
 
 
+def _dicom(words: list[str] | None) -> dict[str, Any] | None:
+    from medae.io.dicom_options import DicomAnswers
+
+    return DicomAnswers.from_words(words).model_dump() if words else None
+
+
 def _settings(
-    words: Sequence[str], packages: Sequence[str], config: Path | None, changes: Sequence[str], given: dict[str, Any]
+    words: Sequence[str], packages: Sequence[str], config: str | None, changes: Sequence[str], given: dict[str, Any]
 ) -> "BatchSettings":
     from medae.batch.settings import BatchSettings
     from medae.settings import load_settings, validate_settings
+    from medae.shipped import find_config
 
     named = {name: value for name, value in given.items() if value is not None}
     if config is not None:
         if words or packages:
             raise UsageError("--config names the models and the inputs; change them with --set inputs='[...]'")
-        settings = load_settings(config, BatchSettings, changes)
+        settings = load_settings(find_config(config), BatchSettings, changes)
         return validate_settings(settings.model_dump() | named, BatchSettings, "the options")
     if changes:
         raise UsageError("--set changes a --config; without one, give options")

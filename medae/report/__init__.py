@@ -54,14 +54,19 @@ def report_file(
     package: ModelPackage, rows: Sequence[Row], metrics: Mapping[str, Any], gallery: Gallery, *, cases: str
 ) -> AnswerFile:
     """The page. rows: all cases; metrics: as in metrics.json; cases: where they came from, in words."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    text = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     template.filters["number"] = number
     card = package.card
     measured = [row for row in rows if row.reason is None]
-    page = template.from_string(text).render(
+    page = template.get_template("page.html").render(
         card=card,
         tiles=_tiles(card, metrics),
         warnings=metrics.get("verdict", []),

@@ -50,6 +50,18 @@ def of_task(task: TaskConfig, rows: Sequence[Row]) -> list[Chart]:
         return _detection(task, rows)
 
 
+def histogram(values: NDArray[np.float64], label: str, caption: str, ends: tuple[float, float] | None = None) -> Chart:
+    """How many of the values lie where. ends: of the axis; by default the values' own."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(6.4, 2.6)
+        axes = figure.subplots()
+        axes.hist(values, bins=min(60, max(5, round(len(values) ** 0.5))), range=ends, color=COLOURS[0])
+        axes.set(xlabel=label, ylabel="cases")
+        return Chart(caption, _svg(figure))
+
+
 def _overlaps(rows: Sequence[Row], labels: Sequence[str]) -> Chart:
     names = [f"dice_{label}" for label in labels] if len(labels) > 1 else ["dice"]
     figure = _figure(6.4, 0.9 + 0.55 * len(names))

@@ -175,6 +175,11 @@ class Gallery:
         return {caption: shown[name] for name, caption in names.items() if name in shown}
 
 
+def picture_panel(caption: str, rgb: pictures.RGB) -> Panel:
+    """A picture of at most SIDE pixels, as a page embeds it."""
+    return Panel(caption, _data_uri(rgb))
+
+
 def _data_uri(rgb: pictures.RGB) -> str:
     from PIL import Image as Pillow
 
