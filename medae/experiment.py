@@ -167,8 +167,9 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _code_is_narrow_or_penalised(self) -> Self:
-        copies = self.task.kind == "anomaly" and all(objective.compares for objective in self.objectives)
-        if copies and isinstance(self.network, StackedSettings):
+        copies = isinstance(self.task, Anomaly) and self.task.corruption is None
+        free = all(objective.compares for objective in self.objectives)
+        if copies and free and isinstance(self.network, StackedSettings):
             code, image = self.network.code_and_image(self.preparation.channels)
             if code >= image:
                 logger.warning(
