@@ -136,7 +136,10 @@ def _serve_loops(folder: Path, end: Connection) -> None:
             work(one)
     end.send("ready")
     while True:
-        name, seconds = end.recv()
+        try:
+            name, seconds = end.recv()
+        except EOFError:  # the benchmark is over
+            return
         begin, spent, done = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - begin < seconds:
             works[name](data[done % len(data)])
