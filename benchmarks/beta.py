@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.codes import LATENT, digits, vae
 from medae.networks import Autoencoder, Code
 
-SHOWN = (0.01, 1.0, 3.0, 100.0)
+SHOWN = (0.01, 1.0, 10.0, 100.0)
 COUNT = 10
 STEPS = 600
 
@@ -43,7 +43,7 @@ def draw(path: Path, seed: int) -> None:
     from matplotlib.figure import Figure
 
     _, test = digits()
-    figure = Figure(figsize=(11, 0.9 + len(SHOWN)), layout="constrained")
+    figure = Figure(figsize=(11, 1.1 + 1.25 * len(SHOWN)), layout="constrained")
     axes = figure.subplots(len(SHOWN) + 1, 3, width_ratios=(3, 3, 2))
     axes[0, 0].imshow(strip(test[:COUNT]), cmap="gray", vmin=0, vmax=1)
     axes[0, 0].set_title("held-out digits")
@@ -57,9 +57,8 @@ def draw(path: Path, seed: int) -> None:
             axis.set_title(f"beta {beta:g}: {name}")
         alarm = ", collapsed" if found["collapsed"] else ""
         right.bar(range(LATENT), sorted(found["kl_per_dimension"], reverse=True), color="tab:blue")
-        right.set_title(f"{found['active_units']} of {LATENT} active, {found['kl_nats']:.1f} nats{alarm}")
+        right.set_title(f"{found['active_units']} of {LATENT} active, {found['kl_nats']:.2g} nats{alarm}")
         right.set_ylabel("nats")
-        right.set_ylim(0, 5)
         right.set_xticks([])
     for axis in [*axes[:, 0], *axes[:, 1], axes[0, 2]]:
         axis.axis("off")

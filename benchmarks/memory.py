@@ -77,7 +77,7 @@ def main() -> None:
         inputs = list(make_inputs(folder))
         for number, (model, (task, network)) in enumerate(MODELS.items()):
             package = folder / f"model{number}"
-            untrained(task, network, 1).save(package)
+            untrained(task, network, 1, intensity={"kind": "percentile"}).save(package)
             for what, source, is_volume in inputs:
                 if is_volume or "2-D" in model:
                     promise, peak = said(package, source), taken(package, source, folder / f"out{number}" / source.name)

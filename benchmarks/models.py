@@ -26,7 +26,7 @@ def trained(config: str, changes: Sequence[str] = (), package: Path | None = Non
         return train(experiment, Path(folder) / "run", progress=False)
 
 
-def untrained(task: Any, network: Any, channels: int, seed: int = 0) -> ModelPackage:
+def untrained(task: Any, network: Any, channels: int, seed: int = 0, intensity: Any = None) -> ModelPackage:
     """A package with random weights and with norm statistics that matter, as a training would leave them."""
     import torch
     from torch import nn
@@ -48,7 +48,7 @@ def untrained(task: Any, network: Any, channels: int, seed: int = 0) -> ModelPac
         channels_in=channels,
         channels_out=task.channels_out(channels),
         receptive_field=task.seen(network.receptive_field()),
-        preparation=Preparation(channels=channels),
+        preparation=Preparation(channels=channels, **({"intensity": intensity} if intensity else {})),
     )
     return ModelPackage.seal(card, {name: value.numpy() for name, value in built.state_dict().items()})
 

@@ -10,7 +10,8 @@ import numpy as np
 from medae import io, pictures
 from medae.errors import UsageError
 from medae.image import Image
-from medae.io.answer import Algorithm, AnswerFile
+from medae.io.answer import Algorithm, AnswerFile, Findings, LabelSize
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.package import ModelPackage
 from medae.predictor import Prediction
 from medae.tasks import Segmentation
@@ -30,23 +31,39 @@ def check_output(output: str, package: ModelPackage) -> Output:
     return output  # type: ignore[return-value]  # checked against its own list
 
 
+def check_dicom(dicom: DicomAnswers, package: ModelPackage) -> None:
+    """Raises UsageError for words about DICOM answers that this model's answers have no place for."""
+    task = package.card.task
+    if dicom.seg != DEFAULT_DICOM.seg and not isinstance(task, Segmentation):
+        raise UsageError(f"seg={dicom.seg} is about labels; this model does {task.kind}")
+    if dicom.map != DEFAULT_DICOM.map and task.kind != "anomaly":
+        raise UsageError(f"map={','.join(dicom.map)} is about maps of scores; this model does {task.kind}")
+
+
 def answer_files(
-    prediction: Prediction, package: ModelPackage, *, stem: str, original: Image, output: str = "default"
+    prediction: Prediction,
+    package: ModelPackage,
+    *,
+    stem: str,
+    original: Image,
+    output: str = "default",
+    dicom: DicomAnswers = DEFAULT_DICOM,
 ) -> list[AnswerFile]:
     """The files of one answer, named `stem` + suffix.
 
-    original: the image that was asked about; overlays show it. An anomaly answer begins with its summary.
+    original: the image that was asked about; overlays show it. dicom: how answers to DICOM are written.
+    An anomaly answer begins with its summary.
     """
     wanted = check_output(output, package)
+    check_dicom(dicom, package)
     if wanted == "summary":
         return [summary_file(prediction, stem=stem, files=[])]
-    if wanted == "overlay":
-        return [_overlay(prediction, package, stem, original)]
-    if wanted == "probabilities":
-        return _probabilities(prediction, package, stem)
-    if wanted == "labels-nifti":
-        return io.encode_labels_nifti(prediction.image, stem=stem)
-    return _default(prediction, package, stem)
+    made = _made(prediction, package, stem, original, wanted, dicom)
+    if original.source.format == "dicom":
+        made = _dressed(made, prediction, package, stem, dicom)
+    if wanted == "default" and package.card.task.kind == "anomaly":
+        return [summary_file(prediction, stem=stem, files=made), *made]
+    return made
 
 
 def summary(prediction: Prediction, *, id: str, files: Sequence[AnswerFile]) -> dict[str, Any]:
@@ -75,24 +92,90 @@ def summary_file(prediction: Prediction, *, stem: str, files: Sequence[AnswerFil
     return AnswerFile(f"{stem}_summary.json", "application/json", data.encode() + b"\n")
 
 
-def _default(prediction: Prediction, package: ModelPackage, stem: str) -> list[AnswerFile]:
+def _made(
+    prediction: Prediction, package: ModelPackage, stem: str, original: Image, wanted: Output, dicom: DicomAnswers
+) -> list[AnswerFile]:
     task, algorithm = package.card.task, _algorithm(package)
+    if wanted == "overlay":
+        return [_overlay(prediction, package, stem, original)]
+    if wanted == "labels-nifti":
+        return io.encode_labels_nifti(prediction.image, stem=stem)
     if isinstance(task, Segmentation):
-        return io.encode_labels(prediction.image, stem=stem, labels_info=task.labels, algorithm=algorithm)
+        asked: dict[str, Any] = {"stem": stem, "labels_info": task.labels, "algorithm": algorithm, "dicom": dicom}
+        if wanted == "default":
+            return io.encode_labels(prediction.image, **asked)
+        return io.encode_probabilities(_probabilities(prediction), **asked)
     if task.kind == "restoration":
         return io.encode_restored(prediction.image, stem=stem, algorithm=algorithm, description="restored")
-    maps = io.encode_map(prediction.image, stem=stem, maximum=_map_maximum(package), algorithm=algorithm)
-    return [summary_file(prediction, stem=stem, files=maps), *maps]
+    return _maps(prediction, package, stem, original, dicom)
 
 
-def _probabilities(prediction: Prediction, package: ModelPackage, stem: str) -> list[AnswerFile]:
-    task = package.card.task
-    assert isinstance(task, Segmentation), "check_output allows probabilities for segmentation only"
+def _probabilities(prediction: Prediction) -> Image:
     if prediction.probabilities is None:
         raise UsageError("the prediction was made without probabilities; call the predictor with probabilities=True")
-    return io.encode_probabilities(
-        prediction.probabilities, stem=stem, labels_info=task.labels, algorithm=_algorithm(package)
-    )
+    return prediction.probabilities
+
+
+def _maps(
+    prediction: Prediction, package: ModelPackage, stem: str, original: Image, dicom: DicomAnswers
+) -> list[AnswerFile]:
+    """The map in the input's format; to DICOM, as each of the objects asked for."""
+    asked: dict[str, Any] = {"stem": stem, "algorithm": _algorithm(package)}
+    maximum = _map_maximum(package)
+    if original.source.format != "dicom":
+        return io.encode_map(prediction.image, maximum=maximum, **asked)
+    made: list[AnswerFile] = []
+    if "seg" in dicom.map:
+        made += io.encode_map(prediction.image, maximum=maximum, dicom=dicom, **asked)
+    if "parametric" in dicom.map:
+        from medae.io.dicom_map import encode_parametric
+
+        made += encode_parametric(prediction.image, maximum=maximum, **asked)
+    if "overlay" in dicom.map:
+        from medae.io.dicom_overlay import display_window, encode_overlay
+
+        low, high = display_window(original) or pictures.display_range(original)
+        shown = [
+            pictures.overlay_map(pictures.to_rgb(original.pixels[:, s], low, high), map_RW, maximum)
+            for s, map_RW in enumerate(prediction.image.pixels[0])
+        ]
+        made += encode_overlay(prediction.image, shown, description="anomaly overlay", **asked)
+    return made
+
+
+def _dressed(
+    made: list[AnswerFile], prediction: Prediction, package: ModelPackage, stem: str, dicom: DicomAnswers
+) -> list[AnswerFile]:
+    """With the report, compressed: what may be asked of any answer to DICOM."""
+    if dicom.report:
+        from medae.io.dicom_report import encode_report
+
+        found, algorithm = _findings(prediction, package), _algorithm(package)
+        made = [*made, encode_report(prediction.image, found, stem=stem, algorithm=algorithm, answers=made)]
+    if dicom.compress != "none":
+        from medae.io.dicom_compress import compressed
+
+        made = compressed(made, dicom.compress)
+    return made
+
+
+def _findings(prediction: Prediction, package: ModelPackage) -> Findings:
+    """What a report says: sizes of labels, or scores and where they lie."""
+    task, scores = package.card.task, prediction.scores
+    if not isinstance(task, Segmentation):
+        placed = (prediction.percentile, prediction.p_value, prediction.decision)
+        return Findings((), scores, *placed)
+    sizes = [
+        LabelSize(
+            label,
+            number,
+            voxels=int(scores[f"{label.name}_voxels"]),
+            mm3=scores.get(f"{label.name}_mm3"),
+            mm2=scores.get(f"{label.name}_mm2"),
+        )
+        for number, label in enumerate(task.labels, 1)
+    ]
+    return Findings(tuple(sizes))
 
 
 def overlay(prediction: Prediction, package: ModelPackage, original: Image) -> pictures.RGB:

@@ -158,7 +158,7 @@ def _headline(metrics: dict[str, Any]) -> str:
         return f"Dice {metrics['dice']['mean']:.3f}"
     if metrics["task"] == "restoration":
         return f"PSNR {metrics['psnr_input']['mean']:.1f} dB -> {metrics['psnr']['mean']:.1f} dB"
-    score = next(name for name in metrics["detection"]["all"] if name.startswith(("l1", "l2")))
+    score = next(name for name, numbers in metrics["detection"]["all"].items() if isinstance(numbers, dict))
     kinds = {kind: found[score]["auroc"] for kind, found in metrics["detection"].items() if kind != "all"}
     return "AUROC " + ", ".join(f"{kind} {value:.3f}" for kind, value in kinds.items())
 
@@ -299,6 +299,7 @@ def _caption(answer: Answered) -> str:
 
 
 def _answer_in_words(answer: Answered) -> str:
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in answer.summary["scores"].items())
+    first = list(answer.summary["scores"].items())[:2]  # a caption has room for no more
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in first)
     percentile = answer.summary["percentile"]
     return scores if percentile is None else f"{scores}, percentile {percentile:.0f}, p {answer.summary['p_value']:.3f}"

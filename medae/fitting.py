@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from medae.backends.observer import Head, features_of
-from medae.backends.torch import network_of
+from medae.backends.feature_maps import features_of
+from medae.backends.observer import Head
+from medae.backends.torch import choose_device, network_of
 from medae.errors import InputError, SettingsError, UsageError
 from medae.image import Image
 from medae.networks import NetworkConfig, NetworkSettings, run
 from medae.package import ModelPackage
 from medae.predictor import Predictor, prepare
-from medae.scores import PREFIX, Mahalanobis, MapScore, Neighbours, RankAverage, Statistics, VarianceHead
+from medae.scores import PREFIX, Mahalanobis, MapScore, Neighbours, RankAverage, StatisticScore, VarianceHead
 from medae.scores.baselines import whitening_of
 from medae.tasks import Anomaly
 from medae.tiles import plan_tiles, read_tile
@@ -59,14 +60,14 @@ def fit_scores(package: ModelPackage, images: Iterable[Image], *, device: str = 
     package = _of_any_size(package)
     pixels = _prepared(package, images)
     parts: Parts = {}
-    network = network_of(package).to(torch.device(device)).eval()
+    network = network_of(package).to(choose_device(device)).eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for mapped in task.mapped:
             if mapped.fits:
                 parts |= _named(mapped.key, _fit_map(mapped, network, package, pixels, np.random.default_rng(seed)))
     for score in task.scores:
-        if isinstance(score, Statistics):
+        if isinstance(score, StatisticScore):
             parts |= _named(score.key, score.fit(pixels))
     return _with_ranks(_sealed(package, parts, pixels), pixels, device)
 

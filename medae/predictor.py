@@ -83,11 +83,18 @@ class Predictor:
         return Prediction(
             task=card.task.kind,
             image=answer,
-            scores=scores,
+            scores=scores | self._regions(answer),
             probabilities=None if soft is None else _clipped(prepared.restore(soft)),
             provenance=self.provenance | ({"blended_tiles": True} if plan.blend else {}),
             **self._placed(scores, threshold),
         )
+
+    def _regions(self, answer: Image) -> dict[str, float]:
+        """Of an anomaly map, above what normal images have, which the calibration knows."""
+        task, calibration = self.package.card.task, self.package.calibration
+        if calibration is None or not isinstance(task, Anomaly):
+            return {}
+        return task.regions(answer, calibration.map_maximum)
 
     def scores_of(self, pixels_CSRW: NDArray[np.float32]) -> dict[str, float]:
         """An anomaly model's scores of what its network sees: of an image that is prepared already."""

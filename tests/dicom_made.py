@@ -138,3 +138,11 @@ def segment(labels: np.ndarray, image: Image, infos=(LESION, ORGAN), **other) ->
 def some_labels(image: Image, highest: int = 2) -> np.ndarray:
     rng = np.random.default_rng(3)
     return rng.integers(0, highest + 1, (1, *image.geometry.shape)).astype(np.uint8 if highest < 256 else np.uint16)
+
+
+def item_of_lut() -> Dataset:
+    """A modality table of 64 entries."""
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [64, 0, 16], "US"
+    table.add_new("LUTData", "OW", np.arange(64, dtype="<u2").tobytes())
+    return table

@@ -162,7 +162,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "dot.png": (lambda path: path.write_bytes(_png(1, 1)), "1 x 1"),
     "nan.nii": (lambda path: _nifti(path, np.full((9, 8, 3), np.nan, np.float32)), "NaN|finite|number"),
     "inf.nii": (lambda path: _nifti(path, np.full((9, 8, 3), np.inf, np.float32)), "inf|finite|number"),
-    "time.nii": (lambda path: _nifti(path, np.zeros((9, 8, 3, 5), np.int16)), "5 volumes"),
+    "axes.nii": (lambda path: _nifti(path, np.zeros((9, 8, 3, 1, 1, 5), np.int16)), "has axes"),
     "flat.nii": (lambda path: _broken_header(path, pixdim=NO_SIZE, sform_code=0, qform_code=1), "spac|size"),
     "singular.nii": (
         lambda path: _broken_header(path, srow_x=SINGULAR[0], srow_y=SINGULAR[1], srow_z=SINGULAR[2], sform_code=2),

@@ -269,3 +269,12 @@ def test_a_zip_stands_for_its_files(tmp_path):
 def test_zips_that_are_refused(data, error):
     with pytest.raises(error):
         read_image(data)
+
+
+def test_a_zip_without_room_to_unpack_it(monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medae.io.archive.unpack", full)
+    with pytest.raises(UnreadableImage, match="make space there"):
+        read_image(zipped(("a.dcm", b"x")))

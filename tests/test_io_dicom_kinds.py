@@ -309,3 +309,27 @@ def test_what_was_not_measured_is_not_made_up():
     files = ramp([0, 2, 4])
     with pytest.raises(SeriesError, match="different pixels"):
         read_image([*files, as_files(ct_series(VOLUME[1:2], DIRECTIONS["oblique"]))[0]], resample_gaps=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dcm_qa_enh/Siemens/XA10/6_1.dcm",
+        "dcm_qa_enh/Siemens/XA10/6_2.dcm",
+        "dcmqi/segmentations/23x38x3/multiframe/mf.dcm",
+        "pydicom_data/parametric_map_double_float.dcm",
+    ],
+)
+def test_highdicom_finds_the_same_values_of_enhanced_images_at_the_same_places(shared_data, name):
+    import highdicom
+
+    path = shared_data / "dicom_zoo" / name
+    image = read_image(path)
+    peer = highdicom.imread(path).get_volume(apply_real_world_transform=False, apply_modality_transform=None)
+    for s, r, w in np.ndindex(image.geometry.shape[0], 2, 2):
+        at = (s, r * (image.geometry.shape[1] - 1), w * (image.geometry.shape[2] - 1))
+        lps = LPS_TO_RAS @ image.geometry.world(at)
+        index = np.linalg.inv(peer.affine) @ [*lps, 1]
+        np.testing.assert_allclose(index, np.rint(index), atol=1e-3)
+        there = tuple(np.rint(index[:3]).astype(int))
+        assert image.pixels[0][at] == pytest.approx(peer.array[there], rel=1e-6)

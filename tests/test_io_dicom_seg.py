@@ -35,7 +35,7 @@ def read_back(seg: Dataset, image: Image) -> np.ndarray:
     seg = hd.seg.Segmentation.from_dataset(seg)
     return seg.get_pixels_by_source_instance(
         [header.SOPInstanceUID for header in image.source.datasets],
-        combine_segments=seg.SegmentationType == "BINARY",
+        combine_segments=seg.SegmentationType != "FRACTIONAL",
         assert_missing_frames_are_empty=True,
     )
 

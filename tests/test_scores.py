@@ -11,19 +11,22 @@ from skimage.metrics import structural_similarity
 
 from medae import fitting
 from medae.backends.torch import network_of
+from medae.calibration import Calibration
 from medae.errors import PackageError, SettingsError, UnfitImage
 from medae.experiment import Experiment
 from medae.fitting import fit_scores
-from medae.image import Image
+from medae.image import Geometry, Image
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
 from medae.preparation import Preparation
-from medae.scores import ScoreConfig
+from medae.scores import Profile, ScoreConfig
 from medae.scores.baselines import whitening_of
 from medae.scores.ensemble import rank
 from medae.scores.reducers import LargestComponent, Max, Mean, Quantile, TopPercent
+from medae.scores.regions import regions
 from medae.tasks import Anomaly
-from tests.conftest import untrained_package
+from medae.tiles import plan_tiles
+from tests.conftest import tilted_affine, untrained_package
 
 VAE: dict[str, Any] = {"kind": "vae", "features": [4, 6], "latent_channels": 3}
 GAUSSIAN = VAE | {"decoder": "gaussian"}
@@ -39,6 +42,7 @@ SCORES: dict[str, dict[str, Any]] = {
     "code gaussian": {"kind": "mahalanobis"},
     "texture gaussian": {"kind": "mahalanobis", "features": {"kind": "texture", "cell": 4}},
     "code neighbours": {"kind": "neighbours", "bank": 40},
+    "perceptual": {"kind": "perceptual"},
     "texture neighbours": {"kind": "neighbours", "features": {"kind": "texture", "cell": 8}, "bank": 40},
 }
 OWN = {
@@ -83,6 +87,42 @@ def test_a_score_in_tiles_is_that_of_the_whole_image(name: str, channels: int) -
     assert whole.scores[key] == pytest.approx(float(whole.image.pixels.mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ssim", "kl", "head", "code gaussian", "texture neighbours", "perceptual"])
+def test_volumes_are_scored_in_tiles_too(name: str) -> None:
+    task = Anomaly.model_validate({"kind": "anomaly", "scores": [SCORES[name]]})
+    package = untrained_package(task, {"kind": "vae", "dims": 3, "features": [4], "latent_channels": 2})  # type: ignore
+
+    def volume(seed: int, slices: int = 8, side: int = 24) -> Image:
+        pixels = np.random.default_rng(seed).random((1, slices, side, side + 2), np.float32)
+        return Image(pixels, Geometry(pixels.shape[1:], tilted_affine()))
+
+    package = fit_scores(package, [volume(seed) for seed in range(3)])
+    image = volume(99, 30, 120)
+    whole, tiled = Predictor(package)(image), Predictor(package, tile_voxels=24 * 88 * 88)(image)
+    assert len(plan_tiles(image.geometry.shape, package.card.receptive_field, 24 * 88 * 88).tiles) > 1
+    np.testing.assert_allclose(tiled.image.pixels, whole.image.pixels, atol=1e-4 * np.abs(whole.image.pixels).max())
+    np.testing.assert_array_equal(whole.image.geometry.affine, image.geometry.affine)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"kind": "vae", "features": [4, 6], "latent_channels": 5, "size": [32, 24]},
+        {"kind": "dense_autoencoder", "size": [32, 24], "widths": [12, 5]},
+    ],
+    ids=["flat", "dense"],
+)
+def test_a_flat_code_stands_for_the_whole_image(network: dict[str, Any]) -> None:
+    scores = [SCORES["code gaussian"], SCORES["code neighbours"], SCORES["head"]]
+    scores += [SCORES["kl"]] if network["kind"] == "vae" else []
+    task = Anomaly.model_validate({"kind": "anomaly", "scores": scores})
+    package = untrained_package(task, network)  # type: ignore[arg-type]
+    package = fit_scores(package, [smooth(seed, 32, 24) for seed in range(8)])
+    found = Predictor(package)(smooth(99, 32, 24))
+    assert found.image.pixels.shape == (1, 1, 32, 24) and np.ptp(found.image.pixels) < 1e-5
+    assert np.isfinite(list(found.scores.values())).all()
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_places_of_their_own_need_images_of_one_size(name: str) -> None:
     package = fitted(OWN[name], network=VAE)
@@ -104,7 +144,7 @@ def test_several_scores_share_one_pass_and_each_has_its_own_number() -> None:
             if "head" not in key:  # its training depends on what was drawn before
                 assert together[key] == pytest.approx(value, rel=1e-4), key
     # reconstruction, log variance and KL once each, and a channel for each map that the back end makes
-    assert package.card.channels_out == 3 + 6
+    assert package.card.channels_out == 3 + 7
 
 
 def test_ssim_is_that_of_scikit_image() -> None:
@@ -171,6 +211,19 @@ def test_a_place_is_as_far_as_its_nearest_neighbours() -> None:
     assert new.scores["neighbours_code_mean"] > 10 * known.scores["neighbours_code_mean"]
 
 
+def test_a_restoration_takes_away_what_the_network_does_not_make() -> None:
+    package = fitted({"kind": "restoration", "steps": 8}, network=VAE)
+    clean, spot = smooth(3, 32, 32), smooth(3, 32, 32).pixels.copy()
+    spot[0, 0, 10:16, 10:16] = 1 - spot[0, 0, 10:16, 10:16].round()
+    one, again = (Predictor(package)(clean.with_pixels(spot)) for _ in range(2))
+    np.testing.assert_array_equal(one.image.pixels, again.image.pixels)
+    assert one.image.pixels.min() >= 0 and one.scores["restoration_mean"] > 0
+    with torch.no_grad():
+        network = network_of(package).eval()
+        weights = {name: values.clone() for name, values in network.state_dict().items()}
+    assert all(torch.equal(weights[name], values) for name, values in network.state_dict().items())
+
+
 def test_a_variance_head_learns_where_residuals_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a network that makes nothing of it, half of each image is noise: the head learns from the code alone."""
 
@@ -190,7 +243,7 @@ def test_a_variance_head_learns_where_residuals_are_large(monkeypatch: pytest.Mo
 def test_statistics_and_ensembles_see_what_is_unlike_in_either_direction(channels: int) -> None:
     package = fitted(
         SCORES["l2"] | {"two_sided": True},
-        {"kind": "statistics"},
+        {"kind": "statistics", "colour": True},
         {"kind": "rank_average", "members": ["l2_mean", "statistics"]},
         channels=channels,
         count=40,
@@ -201,6 +254,20 @@ def test_statistics_and_ensembles_see_what_is_unlike_in_either_direction(channel
     rough = score(Image.from_picture(np.random.default_rng(0).random((45, 38) + (channels,) * (channels > 1)))).scores
     for key in ("statistics", "rank_average"):
         assert min(flat[key], rough[key]) > max(row[key] for row in normal)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_profile_knows_what_is_in_the_middle_whichever_way_it_lies(channels: int) -> None:
+    score = Profile(of="haematoxylin", smooth=0.5)
+    image = smooth(3, 27, 27, channels).pixels
+    profile = score.of_image(image)
+    assert profile.shape == (5,)
+    for turned in (np.rot90(image, axes=(2, 3)), image[:, :, ::-1], image[..., ::-1]):
+        np.testing.assert_allclose(score.of_image(turned), profile, atol=1e-9)
+    np.testing.assert_allclose(Profile().of_image(0.5 * image + 0.1), Profile().of_image(image), atol=0.02)
+    spot = np.full((1, 1, 27, 27), 0.2, np.float32)
+    spot[..., 9:18, 9:18] = 0.9
+    assert np.all(np.diff(Profile().of_image(spot)) < 1e-9)
 
 
 def test_ranks_go_on_rising_beyond_the_references() -> None:
@@ -229,6 +296,30 @@ def test_reducers() -> None:
     largest = map_[0][parts == 1 + sizes.argmax()].sum() / inside.sum()
     assert LargestComponent(level=0.6)(map_, inside) == pytest.approx(largest)
     assert LargestComponent(level=2)(map_) == 0
+
+
+def test_regions_are_the_connected_parts_above_a_level_largest_first() -> None:
+    map_ = np.zeros((2, 12, 12), np.float32)
+    map_[0, 1:4, 1:3] = 2
+    map_[1, 1:4, 1:3] = 2
+    map_[0, 8, 8], map_[0, 9, 9] = 5, 3  # corners do not touch
+    found = regions(map_, 1)
+    assert [region.voxels for region in found] == [12, 1, 1]
+    assert found[0].centre == pytest.approx((0.5, 2, 1.5)) and found[0].peak == 2
+    assert regions(map_, 6) == []
+
+
+def test_a_calibrated_model_says_how_large_the_anomaly_is(tilted_volume: Image) -> None:
+    package = fitted(SCORES["l2"], network=VAE)
+    assert "regions" not in Predictor(package)(smooth(1)).scores
+    reference = np.linspace(0, 1, 500).tolist()
+    level = float(np.quantile(Predictor(package)(smooth(1)).image.pixels, 0.9))
+    calibration = Calibration.from_scores({"l2_mean": reference}, package_digest=package.digest, map_maximum=level)
+    scores = Predictor(package.calibrated(calibration))(smooth(1)).scores
+    assert scores["regions"] >= 1 and 1 <= scores["largest_region_voxels"] <= 0.1 * 45 * 38
+    map_ = tilted_volume.with_pixels(np.ones(tilted_volume.pixels.shape, np.float32))
+    sized = Anomaly().regions(map_, 0.5)
+    assert sized["largest_region_mm3"] == pytest.approx(7 * 9 * 11 * 2.5 * 0.8 * 1.1)
 
 
 def test_only_the_foreground_counts_and_specks_go() -> None:

@@ -20,6 +20,7 @@ from medae.batch.manifest import Item
 from medae.batch.memory import Grant, enforce, resident_bytes
 from medae.batch.work import Hand, Outcome, Put, decode
 from medae.errors import MedaeError
+from medae.io.dicom_options import DicomAnswers
 
 _FLUSH_SECONDS = 0.05
 _FLUSH_CASES = 16
@@ -35,6 +36,7 @@ class Order:
     output: str
     threshold: float | None
     summaries: bool
+    dicom: DicomAnswers
     device: str
     allow: tuple[str, ...] = ()
     parent: int = 0
@@ -109,4 +111,11 @@ def make_hand(order: Order) -> Hand:
             from medae.batch.device import RemoteBackend
 
             predictors[name] = Predictor(package, backend=RemoteBackend.join(device, name))
-    return Hand(predictors, order.put, output=order.output, threshold=order.threshold, summaries=order.summaries)
+    return Hand(
+        predictors,
+        order.put,
+        output=order.output,
+        threshold=order.threshold,
+        dicom=order.dicom,
+        summaries=order.summaries,
+    )

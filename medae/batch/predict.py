@@ -12,6 +12,7 @@ from medae.batch.local import Inline
 from medae.batch.manifest import Item
 from medae.batch.work import Direct, Hand, Outcome
 from medae.io.answer import AnswerFile, write_files
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.predictor import Predictor
 
 COLUMNS = ("id", "status", "input", "decision", "percentile", "p_value", "gate", "outputs", "seconds", "code", "reason")
@@ -27,6 +28,7 @@ def predict_items(
     *,
     output: str = "default",
     threshold: float | None = None,
+    dicom: DicomAnswers = DEFAULT_DICOM,
     watch: Watch = lambda outcome: None,
 ) -> list[Outcome]:
     """Answer each item below `out`: its files, its summary, a line in results.csv; run.json says what ran.
@@ -37,10 +39,10 @@ def predict_items(
     """
     require_writable(out)
     name = predictor.package.card.name
-    hand = Hand({name: predictor}, Direct(out), output=output, threshold=threshold)
+    hand = Hand({name: predictor}, Direct(out), output=output, threshold=threshold, dicom=dicom)
     outcomes: list[Outcome] = []
     with record.recording(out, "predict", digests={"package": predictor.package.digest}) as run:
-        run.facts |= {"output": output, "threshold": threshold}
+        run.facts |= {"output": output, "threshold": threshold, "dicom": dicom.texts()}
         try:
             for (outcome,) in Inline(hand).run(iter(items)):
                 outcomes.append(outcome)

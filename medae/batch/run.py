@@ -184,6 +184,7 @@ def _order(models: Sequence[Model], settings: BatchSettings, put: Staged) -> Ord
         put=put,
         output=settings.output,
         threshold=settings.threshold,
+        dicom=settings.dicom,
         summaries=settings.summaries,
         device=settings.device,
         allow=settings.allow,

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_
 
 from medae import package as packages
 from medae.errors import UsageError
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.package import ModelPackage
 from medae.settings import Settings
 
@@ -53,6 +54,8 @@ class BatchSettings(Settings):
     """A summary JSON for each case as well; the table of results has the same numbers."""
     threshold: float | None = None
     """Segmentation: a probability. Score: a target false-positive rate."""
+    dicom: DicomAnswers = DEFAULT_DICOM
+    """How answers to DICOM are written."""
     device: str = "auto"
     """auto (all CUDA devices, else the CPU), cpu, cuda or cuda:N."""
     workers: NonNegativeInt | None = None
@@ -126,6 +129,7 @@ def _key(package: ModelPackage, settings: BatchSettings) -> str:
         "output": settings.output,
         "summaries": settings.summaries,
         "threshold": settings.threshold,
+        "dicom": settings.dicom.texts(),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 

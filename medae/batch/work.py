@@ -15,6 +15,7 @@ from medae.errors import InputError, LimitExceeded, MedaeError
 from medae.image import Image
 from medae.io import DEFAULT_LIMITS, Limits, read_image, write_files
 from medae.io.answer import AnswerFile
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.predictor import Predictor, check_call
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ class Hand:
         *,
         output: str = "default",
         threshold: float | None = None,
+        dicom: DicomAnswers = DEFAULT_DICOM,
         summaries: bool = True,
     ) -> None:
         """predictors: by the name that the batch calls each model. summaries: a summary JSON beside each answer.
@@ -137,11 +139,13 @@ class Hand:
         for predictor in predictors.values():
             if output != TABLE_ONLY:
                 answers.check_output(output, predictor.package)
+                answers.check_dicom(dicom, predictor.package)
             check_call(predictor.package, threshold=threshold)
         self._predictors = predictors
         self._put = put
         self._output = output
         self._threshold = threshold
+        self._dicom = dicom
         self._summaries = summaries
 
     def answer(self, item: Item, decoded: Decoded) -> tuple[Outcome, ...]:
@@ -168,7 +172,12 @@ class Hand:
                 files: list[AnswerFile] = []
                 if self._output != TABLE_ONLY:
                     files = answers.answer_files(
-                        prediction, predictor.package, stem=item.stem, original=image, output=self._output
+                        prediction,
+                        predictor.package,
+                        stem=item.stem,
+                        original=image,
+                        output=self._output,
+                        dicom=self._dicom,
                     )
                 files = [file for file in files if file.media_type != "application/json"]  # one summary a case: below
                 summary = answers.summary(prediction, id=item.id, files=files)

@@ -11,7 +11,8 @@ import typer
 
 from medae import __version__
 from medae.cli.batch import batch
-from medae.cli.options import AsJson, Device, Inputs, Out, Output, Package, keep_heap, require_existing
+from medae.cli.latent import latent
+from medae.cli.options import AsJson, Device, Dicom, Inputs, Out, Output, Package, keep_heap, require_existing
 from medae.cli.scores import calibrate, rescore
 from medae.cli.terminal import complain, print_json, stderr
 from medae.cli.tokens import token
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.add_typer(batch)
+app.add_typer(latent)
 app.add_typer(token)
 app.command()(calibrate)
 app.command()(rescore)
@@ -125,6 +127,7 @@ def predict(
         float | None,
         typer.Option(help="Segmentation: a probability. Score: a target false-positive rate.", show_default=False),
     ] = None,
+    dicom: Dicom = None,
     device: Device = "auto",
 ) -> None:
     """Answer images in their own format; leaves answers, summaries, results.csv and run.json under OUT."""
@@ -132,10 +135,12 @@ def predict(
     from medae.batch.manifest import list_items
     from medae.batch.predict import predict_items
     from medae.batch.progress import Progress
+    from medae.io.dicom_options import DicomAnswers
     from medae.package import load
     from medae.predictor import Predictor
 
     require_existing(inputs)
+    words = DicomAnswers.from_words(dicom or ())
     model = load(package)
     keep_heap()
     predictor = Predictor(model, device=device)
@@ -149,6 +154,7 @@ def predict(
             out,
             output=output,
             threshold=threshold,
+            dicom=words,
             watch=lambda outcome: progress.see((outcome,)),
         )
     if any(outcome.status == "fault" for outcome in outcomes):

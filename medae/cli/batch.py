@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medae.cli.options import AsJson
+from medae.cli.options import AsJson, Dicom
 from medae.cli.terminal import print_json, stderr
 from medae.errors import InputError, UsageError
 
@@ -45,6 +45,7 @@ def run(
     threshold: Annotated[
         float | None, typer.Option(help="Segmentation: a probability. Score: a target false-positive rate.")
     ] = None,
+    dicom: Dicom = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th part, from 0, of N.")] = None,
@@ -62,6 +63,7 @@ def run(
         "out": out,
         "output": output,
         "threshold": threshold,
+        "dicom": _dicom(dicom),
         "device": device,
         "workers": workers,
         "shard": shard,
@@ -123,6 +125,12 @@ def export(
     from medae.batch.export import export_csv
 
     typer.echo(f"{csv}: {export_csv(out, csv)} rows")
+
+
+def _dicom(words: list[str] | None) -> dict[str, Any] | None:
+    from medae.io.dicom_options import DicomAnswers
+
+    return DicomAnswers.from_words(words).model_dump() if words else None
 
 
 def _settings(

@@ -15,6 +15,16 @@ Inputs = Annotated[
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Dicom = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dicom",
+        metavar="K[=V]",
+        help="How answers to DICOM are written: seg=labelmap, empty_frames, map=seg,parametric,overlay, "
+        "compress=jpeg-ls|jpeg-2000|rle, report.",
+        show_default=False,
+    ),
+]
 Output = Literal["default", "probabilities", "labels-nifti", "summary", "overlay"]
 
 

@@ -103,7 +103,7 @@ class Answer:
         if not self.files:
             raise UsageError("this answer has no file: only its summary was asked for")
         read = read_labels if self.summary.get("task") == "segmentation" else read_image
-        return read([file.data for file in self.files])
+        return read([file.data for file in self.files if not file.name.endswith("_report.dcm")])
 
     def save(self, folder: Path, *, stem: str | None = None) -> list[Path]:
         """Write the files below `folder`, all or none; their paths. stem: what they are called instead.

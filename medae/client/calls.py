@@ -5,9 +5,8 @@ import itertools
 import time
 from asyncio import sleep as sleep_async
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,11 +16,13 @@ from medae import __version__
 from medae.client.answer import Answer, Outcome, Reply, answer_of, object_of, outcomes_of
 from medae.client.form import CHUNK, Source, Task
 from medae.client.patience import Patience
+from medae.client.progress import shown
 from medae.client.question import Question, ask, ask_each
 from medae.errors import MedaeError, ServiceError, UsageError
 
 if TYPE_CHECKING:
     from medae.answers import Output
+    from medae.io.dicom_options import DicomAnswers
 
 AHEAD = 2
 """Answers that `many` has ready or under way, for each that it may ask for at once."""
@@ -99,22 +100,44 @@ class Client(_Asks):
         self._http.close()
 
     def segment(
-        self, source: Source, *, model: str | None = None, output: "Output" = "default", threshold: float | None = None
+        self,
+        source: Source,
+        *,
+        model: str | None = None,
+        output: "Output" = "default",
+        threshold: float | None = None,
+        dicom: "DicomAnswers | None" = None,
     ) -> Answer:
-        """Labels for every voxel. threshold: a probability. Raises InputError, UsageError and ServiceError."""
-        return self._answer(ask("segment", source, model, output, threshold))
+        """Labels for every voxel. threshold: a probability. dicom: how answers to DICOM are written.
 
-    def restore(self, source: Source, *, model: str | None = None, output: "Output" = "default") -> Answer:
+        Raises InputError, UsageError and ServiceError.
+        """
+        return self._answer(ask("segment", source, model, output, threshold, dicom))
+
+    def restore(
+        self,
+        source: Source,
+        *,
+        model: str | None = None,
+        output: "Output" = "default",
+        dicom: "DicomAnswers | None" = None,
+    ) -> Answer:
         """The image as it would be without its noise."""
-        return self._answer(ask("restore", source, model, output, None))
+        return self._answer(ask("restore", source, model, output, None, dicom))
 
     denoise = restore
 
     def score(
-        self, source: Source, *, model: str | None = None, output: "Output" = "default", threshold: float | None = None
+        self,
+        source: Source,
+        *,
+        model: str | None = None,
+        output: "Output" = "default",
+        threshold: float | None = None,
+        dicom: "DicomAnswers | None" = None,
     ) -> Answer:
         """How unlike the model's normal images this one is. threshold: a target false-positive rate."""
-        return self._answer(ask("score", source, model, output, threshold))
+        return self._answer(ask("score", source, model, output, threshold, dicom))
 
     def tiles(
         self,
@@ -124,10 +147,11 @@ class Client(_Asks):
         model: str | None = None,
         output: "Output" = "default",
         threshold: float | None = None,
+        dicom: "DicomAnswers | None" = None,
     ) -> list[Outcome]:
         """Many small images in one request, an outcome for each, in order; an image that fails, fails alone."""
         begin = time.monotonic()
-        reply = self._send(ask_each(task, sources, model, output, threshold))
+        reply = self._send(ask_each(task, sources, model, output, threshold, dicom))
         return outcomes_of(reply, time.monotonic() - begin)
 
     def models(self) -> list[dict[str, Any]]:
@@ -147,6 +171,7 @@ class Client(_Asks):
         model: str | None = None,
         output: "Output" = "default",
         threshold: float | None = None,
+        dicom: "DicomAnswers | None" = None,
         concurrency: int = 4,
         progress: bool = True,
     ) -> Iterator[Outcome]:
@@ -158,7 +183,7 @@ class Client(_Asks):
 
         def one(number: int, source: Source) -> Outcome:
             try:
-                return Outcome(number, self._answer(ask(task, source, model, output, threshold)))
+                return Outcome(number, self._answer(ask(task, source, model, output, threshold, dicom)))
             except UsageError:
                 raise
             except MedaeError as error:
@@ -167,7 +192,7 @@ class Client(_Asks):
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="medae-client")
         waiting: deque[Future[Outcome]] = deque()
         try:
-            with _shown(sources, progress) as advance:
+            with shown(sources, progress) as advance:
                 for number, source in enumerate(sources):
                     if len(waiting) >= AHEAD * concurrency:
                         yield advance(waiting.popleft().result())
@@ -236,22 +261,41 @@ class AsyncClient(_Asks):
         await self._http.aclose()
 
     async def segment(
-        self, source: Source, *, model: str | None = None, output: "Output" = "default", threshold: float | None = None
+        self,
+        source: Source,
+        *,
+        model: str | None = None,
+        output: "Output" = "default",
+        threshold: float | None = None,
+        dicom: "DicomAnswers | None" = None,
     ) -> Answer:
         """As Client.segment."""
-        return await self._answer("segment", source, model, output, threshold)
+        return await self._answer("segment", source, model, output, threshold, dicom)
 
-    async def restore(self, source: Source, *, model: str | None = None, output: "Output" = "default") -> Answer:
+    async def restore(
+        self,
+        source: Source,
+        *,
+        model: str | None = None,
+        output: "Output" = "default",
+        dicom: "DicomAnswers | None" = None,
+    ) -> Answer:
         """As Client.restore."""
-        return await self._answer("restore", source, model, output, None)
+        return await self._answer("restore", source, model, output, None, dicom)
 
     denoise = restore
 
     async def score(
-        self, source: Source, *, model: str | None = None, output: "Output" = "default", threshold: float | None = None
+        self,
+        source: Source,
+        *,
+        model: str | None = None,
+        output: "Output" = "default",
+        threshold: float | None = None,
+        dicom: "DicomAnswers | None" = None,
     ) -> Answer:
         """As Client.score."""
-        return await self._answer("score", source, model, output, threshold)
+        return await self._answer("score", source, model, output, threshold, dicom)
 
     async def tiles(
         self,
@@ -261,17 +305,17 @@ class AsyncClient(_Asks):
         model: str | None = None,
         output: "Output" = "default",
         threshold: float | None = None,
+        dicom: "DicomAnswers | None" = None,
     ) -> list[Outcome]:
         """As Client.tiles."""
         begin = time.monotonic()
-        question = await asyncio.to_thread(ask_each, task, sources, model, output, threshold)
+        question = await asyncio.to_thread(ask_each, task, sources, model, output, threshold, dicom)
         reply = await self._send(question)
         return await asyncio.to_thread(outcomes_of, reply, time.monotonic() - begin)
 
     async def models(self) -> list[dict[str, Any]]:
         """As Client.models."""
-        models: list[dict[str, Any]] = (await self._get("/v1/models"))["models"]
-        return models
+        return list((await self._get("/v1/models"))["models"])
 
     async def limits(self) -> dict[str, Any]:
         """As Client.limits."""
@@ -285,6 +329,7 @@ class AsyncClient(_Asks):
         model: str | None = None,
         output: "Output" = "default",
         threshold: float | None = None,
+        dicom: "DicomAnswers | None" = None,
         concurrency: int = 4,
         progress: bool = True,
     ) -> AsyncIterator[Outcome]:
@@ -294,7 +339,7 @@ class AsyncClient(_Asks):
         async def one(number: int, source: Source) -> Outcome:
             async with free:
                 try:
-                    return Outcome(number, await self._answer(task, source, model, output, threshold))
+                    return Outcome(number, await self._answer(task, source, model, output, threshold, dicom))
                 except UsageError:
                     raise
                 except MedaeError as error:
@@ -302,7 +347,7 @@ class AsyncClient(_Asks):
 
         waiting: deque[asyncio.Task[Outcome]] = deque()
         try:
-            with _shown(sources, progress) as advance:
+            with shown(sources, progress) as advance:
                 for number, source in enumerate(sources):
                     if len(waiting) >= AHEAD * concurrency:
                         yield advance(await waiting.popleft())
@@ -315,11 +360,17 @@ class AsyncClient(_Asks):
             await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _answer(
-        self, task: Task, source: Source, model: str | None, output: "Output", threshold: float | None
+        self,
+        task: Task,
+        source: Source,
+        model: str | None,
+        output: "Output",
+        threshold: float | None,
+        dicom: "DicomAnswers | None",
     ) -> Answer:
         begin = time.monotonic()
         # looking at files and unpacking large answers takes time that others can use
-        question = await asyncio.to_thread(ask, task, source, model, output, threshold)
+        question = await asyncio.to_thread(ask, task, source, model, output, threshold, dicom)
         reply = await self._send(question)
         return await asyncio.to_thread(answer_of, reply, time.monotonic() - begin)
 
@@ -347,30 +398,3 @@ class AsyncClient(_Asks):
                 return reply
         except httpx.TransportError as error:
             return error
-
-
-@contextmanager
-def _shown(sources: Iterable[Source], wanted: bool) -> Iterator[Callable[[Outcome], Outcome]]:
-    """A bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]}"),
-    )
-    with Progress(*columns, console=console, disable=not (wanted and console.is_terminal)) as bar:
-        task = bar.add_task("images", total=len(sources) if isinstance(sources, Sized) else None, failed="")
-        failed = 0
-
-        def advance(outcome: Outcome) -> Outcome:
-            nonlocal failed
-            failed += outcome.error is not None
-            bar.update(task, advance=1, failed=f"{failed} failed" if failed else "")
-            return outcome
-
-        yield advance

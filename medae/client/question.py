@@ -10,6 +10,7 @@ from medae.errors import UsageError
 
 if TYPE_CHECKING:
     from medae.answers import Output
+    from medae.io.dicom_options import DicomAnswers
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,40 @@ class Question:
         return {"method": "POST", "url": self.path, "params": self.params, "headers": headers}
 
 
-def _params(task: Task, model: str | None, output: "Output", threshold: float | None) -> dict[str, str]:
+def _params(
+    task: Task, model: str | None, output: "Output", threshold: float | None, dicom: "DicomAnswers | None"
+) -> dict[str, str]:
     """Raises UsageError for an unknown task; the service checks the rest."""
     if task not in TASKS:
         raise UsageError(f"a service is asked to {', '.join(TASKS)}")
     given = {"model": model, "output": output, "threshold": threshold}
-    return {name: str(value) for name, value in given.items() if value not in (None, "default")}
+    words = {f"dicom_{name}": text for name, text in dicom.texts().items()} if dicom else {}
+    return {name: str(value) for name, value in given.items() if value not in (None, "default")} | words
 
 
-def ask(task: Task, source: Source, model: str | None, output: "Output", threshold: float | None) -> Question:
-    return Question(f"/v1/{task}", Form(parts_of(source)), _params(task, model, output, threshold))
+def ask(
+    task: Task,
+    source: Source,
+    model: str | None,
+    output: "Output",
+    threshold: float | None,
+    dicom: "DicomAnswers | None",
+) -> Question:
+    return Question(f"/v1/{task}", Form(parts_of(source)), _params(task, model, output, threshold, dicom))
 
 
 def ask_each(
-    task: Task, sources: Iterable[Source], model: str | None, output: "Output", threshold: float | None
+    task: Task,
+    sources: Iterable[Source],
+    model: str | None,
+    output: "Output",
+    threshold: float | None,
+    dicom: "DicomAnswers | None",
 ) -> Question:
     """Raises UsageError also for an image of several files: in one request, each file is an image."""
     parts = [parts_of(source) for source in sources]
     if any(len(files) != 1 for files in parts):
         raise UsageError("in one request each image is one file; ask `many` for series")
-    return Question(f"/v1/tiles/{task}", Form([part for (part,) in parts]), _params(task, model, output, threshold))
+    return Question(
+        f"/v1/tiles/{task}", Form([part for (part,) in parts]), _params(task, model, output, threshold, dicom)
+    )

@@ -115,16 +115,29 @@ _KATHER = {"tumor": "tumour", "lympho": "lympho", "debris": "debris", "stroma": 
 
 
 def _kather2016(root: Path, fold: int) -> Iterator[Item]:
-    """By slide: the slides of one fold are the test, those of the next validate."""
+    """By slide: those of one fold are the test; of the others, the one with the fewest normal tiles validates."""
     with open(root / "index.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["class"] in _KATHER]
     slides = [_slide(row["original_name"]) for row in rows]
     fold_of = _folds(slides)
+    fewest = _fewest(rows, slides, [fold_of[slide] == fold for slide in slides])
     archive = zipfile.ZipFile(root / "tiles.zip")
     for row, slide in zip(rows, slides, strict=True):
         data = archive.read(row["file"])
         name = row["file"].replace("/", "-").removesuffix(".png")
-        yield _of_array(name, data, _split_of(fold_of[slide], fold), _KATHER[row["class"]], slide)
+        split: Split = "test" if fold_of[slide] == fold else "validation" if slide == fewest else "train"
+        yield _of_array(name, data, split, _KATHER[row["class"]], slide)
+
+
+def _fewest(rows: Sequence[Mapping[str, str]], slides: Sequence[str], tested: Sequence[bool]) -> str:
+    """The slide with the fewest normal tiles, two at least, that is not tested."""
+    normal = [
+        slide
+        for row, slide, test in zip(rows, slides, tested, strict=True)
+        if _KATHER[row["class"]] == NORMAL and not test
+    ]
+    enough = [slide for slide in set(normal) if normal.count(slide) > 1]
+    return min(enough, key=lambda slide: (normal.count(slide), slide))
 
 
 def _slide(name: str) -> str:

@@ -146,7 +146,8 @@ def measure(predictor: Predictor, loaded: LoadedCase, index: int = 0, baselines:
     if isinstance(task, Restoration):
         return _measure_restored(predictor, loaded, task, index)
     prediction = predictor(loaded.image)
-    values = prediction.scores | _unlike(predictor.package, prediction.scores)
+    scores = {score.key: prediction.scores[score.key] for score in task.scores}
+    values = scores | _unlike(predictor.package, scores)
     images = {"input": loaded.image, "output": prediction.image}
     if loaded.target is not None:
         images["target"] = loaded.target

@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 from medae.errors import OutputError, SeriesError, UnreadableImage, UnsupportedImage
 from medae.image import Image
 from medae.io.answer import Algorithm, AnswerFile, Label, write_files
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.io.guard import DEFAULT_LIMITS, GZIP_MAGIC, Limits, inflate_head
 
 __all__ = [
+    "DEFAULT_DICOM",
     "DEFAULT_LIMITS",
     "Algorithm",
     "AnswerFile",
+    "DicomAnswers",
     "Label",
     "Limits",
     "encode_image",
@@ -132,13 +135,24 @@ def encode_image(image: Image) -> bytes:
     return raster.encode_as_tiff(plain) if image.geometry.unit == "px" else nifti.encode(plain, compress=False)
 
 
-def encode_labels(labels: Image, *, stem: str, labels_info: Sequence[Label], algorithm: Algorithm) -> list[AnswerFile]:
+def encode_labels(
+    labels: Image,
+    *,
+    stem: str,
+    labels_info: Sequence[Label],
+    algorithm: Algorithm,
+    dicom: DicomAnswers = DEFAULT_DICOM,
+) -> list[AnswerFile]:
     """A segmentation in the format of its source: PNG with the labels' colours, TIFF, NIfTI or DICOM SEG.
 
     labels: whole numbers (1, slices, rows, columns), 0 is background, n is the n-th of `labels_info`.
+    dicom: what kind of DICOM SEG.
     """
+    seg = {"dicom": dicom} if labels.source.format == "dicom" else {}
     module = _writer(labels, dicom_writer="dicom_seg")
-    files: list[AnswerFile] = module.encode_labels(labels, stem=stem, labels_info=labels_info, algorithm=algorithm)
+    files: list[AnswerFile] = module.encode_labels(
+        labels, stem=stem, labels_info=labels_info, algorithm=algorithm, **seg
+    )
     return files
 
 
@@ -153,20 +167,29 @@ def encode_restored(image: Image, *, stem: str, algorithm: Algorithm, descriptio
     return files
 
 
-def encode_map(map: Image, *, stem: str, maximum: float, algorithm: Algorithm) -> list[AnswerFile]:
+def encode_map(
+    map: Image, *, stem: str, maximum: float, algorithm: Algorithm, dicom: DicomAnswers = DEFAULT_DICOM
+) -> list[AnswerFile]:
     """A map of scores (1, slices, rows, columns) as float32 TIFF or NIfTI, or as FRACTIONAL SEG of 0 to `maximum`."""
+    seg = {"dicom": dicom} if map.source.format == "dicom" else {}
     module = _writer(map, dicom_writer="dicom_seg")
-    files: list[AnswerFile] = module.encode_map(map, stem=stem, maximum=maximum, algorithm=algorithm)
+    files: list[AnswerFile] = module.encode_map(map, stem=stem, maximum=maximum, algorithm=algorithm, **seg)
     return files
 
 
 def encode_probabilities(
-    probabilities: Image, *, stem: str, labels_info: Sequence[Label], algorithm: Algorithm
+    probabilities: Image,
+    *,
+    stem: str,
+    labels_info: Sequence[Label],
+    algorithm: Algorithm,
+    dicom: DicomAnswers = DEFAULT_DICOM,
 ) -> list[AnswerFile]:
     """(labels, slices, rows, columns) in 0 to 1, as float32 TIFF or NIfTI with a channel a label, or FRACTIONAL SEG."""
+    seg = {"dicom": dicom} if probabilities.source.format == "dicom" else {}
     module = _writer(probabilities, dicom_writer="dicom_seg")
     files: list[AnswerFile] = module.encode_probabilities(
-        probabilities, stem=stem, labels_info=labels_info, algorithm=algorithm
+        probabilities, stem=stem, labels_info=labels_info, algorithm=algorithm, **seg
     )
     return files
 
@@ -215,7 +238,14 @@ def _unpacked(files: list[Path | bytes], limits: Limits) -> Iterator[list[Path |
 
         bounds = archive.Bounds(files=limits.files, bytes=limits.bytes, freely=limits.inflate_freely)
         with TemporaryDirectory(prefix="medae-") as folder:  # mode 0700
-            yield [*archive.unpack(files[0], Path(folder), bounds, lambda: False)]
+            try:
+                unpacked = archive.unpack(files[0], Path(folder), bounds, lambda: False)
+            except OSError as error:
+                raise UnreadableImage(
+                    f"the zip cannot be read, or not unpacked into the temporary folder ({type(error).__name__}); make "
+                    "space there, or give the files themselves"
+                ) from None
+            yield [*unpacked]
     elif head[128:132] == b"DICM" and isinstance(files[0], Path) and _is_directory(head):
         from medae.io.dicom_directory import referenced_files
 

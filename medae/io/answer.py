@@ -3,11 +3,11 @@
 import errno
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -63,6 +63,49 @@ class Algorithm:
     def signature(self) -> str:
         """One line of ASCII for a file's software field."""
         return f"medae {self.name} {self.version} {self.digest}".encode("ascii", "replace").decode()
+
+
+class Verdict(Protocol):
+    """What a package's gate says about an input."""
+
+    @property
+    def verdict(self) -> str:
+        """ok, review or reject."""
+
+    @property
+    def percentile(self) -> float | None:
+        """0 to 100."""
+
+    @property
+    def reasons(self) -> Sequence[str]:
+        """For people; nothing about a patient."""
+
+
+@dataclass(frozen=True)
+class LabelSize:
+    """How much of an image has one label."""
+
+    label: Label
+    number: int
+    voxels: int
+    mm3: float | None = None
+    """Of a volume whose voxels have a size."""
+    mm2: float | None = None
+    """Of a picture whose pixels have a size."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an answer says in numbers, for a report."""
+
+    labels: tuple[LabelSize, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    percentile: float | None = None
+    """0 to 100."""
+    p_value: float | None = None
+    decision: str | None = None
+    """normal or anomalous."""
+    gate: Verdict | None = None
 
 
 def to_stored(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:

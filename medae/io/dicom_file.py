@@ -6,6 +6,7 @@ A deflated file (PS3.5 A.5) is packed as a whole, so its size stands behind the 
 a header to a fixed length, pixels as far as the header declares them. pydicom never sees a deflated file.
 """
 
+import copy
 import logging
 import re
 import struct
@@ -25,7 +26,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filebase import DicomBytesIO
 
 # private: only pydicom's own reading of the file meta tells for sure whether pydicom would inflate the rest
-from pydicom.filereader import _read_file_meta_info, read_partial, read_preamble
+from pydicom.filereader import _read_file_meta_info, data_element_generator, read_partial, read_preamble
 from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
@@ -157,6 +158,22 @@ def read_dataset(stream: BinaryIO, *, pixels: bool, tags: list[str] | None = Non
         return read_partial(cast(BinaryIO, metered), metered.stops_at(last), force=True, specific_tags=wanted)
 
 
+def with_pixels(header: FileDataset, stream: BinaryIO, begin: int) -> Dataset:
+    """The data set of a header and of the pixels that begin there in the stream; the header is not read again."""
+    with guarded("the DICOM pixel data is damaged"):
+        is_implicit, is_little_endian = header.original_encoding
+        whole = Dataset(dict(header.items()))  # not a copy, which would share its elements with the header
+        whole.file_meta = copy.deepcopy(header.file_meta)
+        whole.set_original_encoding(is_implicit, is_little_endian)
+        metered = _Metered(stream)
+        metered.seek(begin)
+        stop = metered.stops_at(_PIXELS.stop)
+        source = cast(BinaryIO, metered)
+        for element in data_element_generator(source, bool(is_implicit), bool(is_little_endian), stop_when=stop):
+            whole[element.tag] = element
+        return whole
+
+
 class _Metered:
     """A stream that gives up on a reader of too many elements."""
 
@@ -179,7 +196,7 @@ class _Metered:
             elements += 1
             if elements > _MOST_ELEMENTS:
                 raise UnreadableImage("the DICOM header has more elements than any; it is damaged, or forged")
-            return bool(tag >= last)
+            return int.__ge__(tag, last)  # pydicom's own comparison costs as much as its reading
 
         return stop
 

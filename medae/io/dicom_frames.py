@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 
 from medae.errors import GeometryError, UnreadableImage, UnsupportedImage
 from medae.io.dicom_file import HEADER_BYTES, NoPicture, as_plain, guarded, opened, read_dataset
@@ -61,7 +61,7 @@ class Slice:
     header_size: int
     """Those before its pixels, inflated."""
     is_deflated: bool
-    dataset: Dataset
+    dataset: FileDataset
     """Of the file: its frames share it."""
     frame: int
     """Which of the file's frames it is, from 0."""
@@ -168,7 +168,7 @@ def _require_picture(dataset: Dataset) -> None:
 
 
 def _frames(
-    file: Path | bytes, size: int, header_size: int, is_deflated: bool, dataset: Dataset, frames: int
+    file: Path | bytes, size: int, header_size: int, is_deflated: bool, dataset: FileDataset, frames: int
 ) -> Iterator[Slice]:
     modality = str(dataset.get("Modality", ""))
     kinds = dataset.get("ImageType") or ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import iter_pixels
@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from medae.errors import UnreadableImage, UnsupportedImage
 from medae.io.dicom_decoder import Decoder, decodes
-from medae.io.dicom_file import as_plain, guarded, opened, read_dataset
+from medae.io.dicom_file import as_plain, guarded, opened, with_pixels
 from medae.io.dicom_frames import FLOAT_BITS, PALETTE, Slice, functional_group
 
 _decoder = Decoder()
@@ -31,7 +31,7 @@ def stored_frames(slices: Sequence[Slice]) -> Generator[NDArray[Any]]:
     first = slices[0]
     with opened(first.file) as stream:
         plain, _ = as_plain(stream, first.header_size + _HEAD_OF_PIXELS + first.stored_bytes)
-        dataset = read_dataset(plain, pixels=True)
+        dataset = with_pixels(first.dataset, plain, first.header_size)
     if not any(name in dataset for name in ("PixelData", *FLOAT_BITS)):
         raise UnreadableImage(f"the DICOM file declares {first.rows} x {first.columns} pixels and has no pixel data")
     with guarded("the DICOM pixel data is damaged"):
@@ -49,7 +49,7 @@ def stored_frames(slices: Sequence[Slice]) -> Generator[NDArray[Any]]:
             yield _planes(pixels, at)
 
 
-def _uncompressed(dataset: FileDataset, frames: Sequence[int]) -> Generator[NDArray[Any]]:
+def _uncompressed(dataset: Dataset, frames: Sequence[int]) -> Generator[NDArray[Any]]:
     yield from iter_pixels(dataset, indices=frames)
 
 
@@ -113,7 +113,7 @@ def _signed(value: int, dataset: Dataset) -> int:
     return value - (1 << dataset.BitsAllocated) if is_wrong else value
 
 
-def _name_transfer_syntax(dataset: FileDataset) -> None:
+def _name_transfer_syntax(dataset: Dataset) -> None:
     """A file without file meta does not name its transfer syntax; how its header was encoded tells."""
     if "TransferSyntaxUID" in dataset.file_meta:
         return
@@ -124,7 +124,7 @@ def _name_transfer_syntax(dataset: FileDataset) -> None:
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
 
 
-def _require_whole(dataset: FileDataset, at: Slice) -> None:
+def _require_whole(dataset: Dataset, at: Slice) -> None:
     """Raises UnreadableImage unless the pixel data can be what the header declares, before a decoder allocates."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
@@ -147,7 +147,7 @@ def _require_whole(dataset: FileDataset, at: Slice) -> None:
         _require_same_size(_codestream(stream), dataset, at)
 
 
-def _require_same_size(stream: tuple[int, int, int, int] | None, dataset: FileDataset, at: Slice) -> None:
+def _require_same_size(stream: tuple[int, int, int, int] | None, dataset: Dataset, at: Slice) -> None:
     samples, most = int(dataset.get("SamplesPerPixel", 1)), int(dataset.BitsAllocated)
     if stream is not None and (stream[:3] != (at.rows, at.columns, samples) or not 1 <= stream[3] <= most):
         raise UnreadableImage(

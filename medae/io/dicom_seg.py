@@ -1,7 +1,6 @@
 """Labels, maps and probabilities -> DICOM SEG on the source's own slices, by highdicom.
 
-BINARY for labels, FRACTIONAL for what is between 0 and 1. highdicom asks for attributes that real files lack, so it is
-given copies of the headers, normalised; the source itself is never touched. Images without a position in space
+BINARY (or LABELMAP, on request) for labels, FRACTIONAL for what is between 0 and 1. Images without a position in space
 (radiographs, secondary captures) get a SEG without one: its frame refers to the image, pixel by pixel.
 """
 
@@ -13,37 +12,25 @@ import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence as DicomSequence
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
-from pydicom.valuerep import DA, TM, format_number_as_ds
 
-from medae import __version__
 from medae.errors import OutputError
-from medae.image import Geometry, Image
+from medae.image import Image
 from medae.io.answer import Algorithm, AnswerFile, CodedTerm, Label
-from medae.io.dicom_derived import (
-    MANUFACTURER,
+from medae.io.dicom_answer import (
     MEDIA_TYPE,
     Kind,
     Naming,
-    declare_loss,
-    frame_uid,
-    processing_equipment,
-    serial_number,
     source_of,
-    stamp,
     to_bytes,
-    without_pixel_facts,
 )
 from medae.io.dicom_file import guarded
+from medae.io.dicom_headers import category_of, finish, made_by, normalised, term_of
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 
 MAXIMUM = 255
 """Stored value of a FRACTIONAL SEG that stands for 1 (probabilities), or for the map's `maximum`."""
 
-# What a label is when its model does not say: something anatomical, some tissue (SNOMED CT).
-_CATEGORY = CodedTerm(value="91723000", scheme="SCT", meaning="Anatomical Structure")
-_TERM = CodedTerm(value="85756007", scheme="SCT", meaning="Tissue")
 _ANOMALY = Label(
     name="Anomaly score",
     colour=(255, 64, 0),
@@ -51,25 +38,20 @@ _ANOMALY = Label(
     term=CodedTerm(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure"),
 )
 
-# PS3.3 type 2 attributes (present, maybe empty) that highdicom reads without asking
-# fmt: off
-_TYPE_2 = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
-    "StudyTime", "ReferringPhysicianName",
-)
-_WHO_AND_WHERE = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "Rows",
-    "Columns", "ImagePositionPatient", "PixelSpacing",
-)
-# fmt: on
-
 
 def encode_labels(
-    labels: Image, *, stem: str, labels_info: Sequence[Label], algorithm: Algorithm, now: datetime | None = None
+    labels: Image,
+    *,
+    stem: str,
+    labels_info: Sequence[Label],
+    algorithm: Algorithm,
+    dicom: DicomAnswers = DEFAULT_DICOM,
+    now: datetime | None = None,
 ) -> list[AnswerFile]:
-    """`{stem}_seg.dcm`, BINARY: one segment for each of `labels_info`, in its order, also for labels that are absent.
+    """`{stem}_seg.dcm`: one segment for each of `labels_info`, in its order, also for labels that are absent.
 
     labels: whole numbers (1, slices, rows, columns), 0 background, n the n-th label.
+    dicom: BINARY, or LABELMAP (PS3.3 A.101, one number a pixel).
     Raises OutputError for other pixels, UnsupportedImage for a source without UIDs to refer to.
     """
     pixels = labels.pixels
@@ -79,11 +61,17 @@ def encode_labels(
             f"got {len(pixels)} channels of {pixels.dtype} up to {pixels.max()}"
         )
     segments = [_segment(number, label, algorithm) for number, label in enumerate(labels_info, 1)]
-    return _answer("labels", labels, pixels[0], segments, f"{stem}_seg.dcm", algorithm, now)
+    return _answer("labels", labels, pixels[0], segments, f"{stem}_seg.dcm", algorithm, dicom, now)
 
 
 def encode_map(
-    map_: Image, *, stem: str, maximum: float, algorithm: Algorithm, now: datetime | None = None
+    map_: Image,
+    *,
+    stem: str,
+    maximum: float,
+    algorithm: Algorithm,
+    dicom: DicomAnswers = DEFAULT_DICOM,
+    now: datetime | None = None,
 ) -> list[AnswerFile]:
     """`{stem}_map.dcm`, FRACTIONAL with one segment: 0 to `maximum` (fixed, above clipped) as 0 to 255.
 
@@ -93,7 +81,8 @@ def encode_map(
         raise OutputError(f"a map has one channel and a maximum above 0, got {len(map_.pixels)} and {maximum}")
     segment = _segment(1, _ANOMALY, algorithm)
     segment.SegmentDescription = f"{MAXIMUM} stands for a score of {maximum:g} or more"
-    return _answer("map", map_, map_.pixels[0, ..., None] / maximum, [segment], f"{stem}_map.dcm", algorithm, now)
+    fractions = map_.pixels[0, ..., None] / maximum
+    return _answer("map", map_, fractions, [segment], f"{stem}_map.dcm", algorithm, dicom, now)
 
 
 def encode_probabilities(
@@ -102,6 +91,7 @@ def encode_probabilities(
     stem: str,
     labels_info: Sequence[Label],
     algorithm: Algorithm,
+    dicom: DicomAnswers = DEFAULT_DICOM,
     now: datetime | None = None,
 ) -> list[AnswerFile]:
     """`{stem}_probabilities.dcm`, FRACTIONAL: one segment for each of `labels_info`, 0 to 1 as 0 to 255.
@@ -113,7 +103,7 @@ def encode_probabilities(
     segments = [_segment(number, label, algorithm) for number, label in enumerate(labels_info, 1)]
     fractions = np.moveaxis(probabilities.pixels, 0, -1)
     name = f"{stem}_probabilities.dcm"
-    return _answer("probabilities", probabilities, fractions, segments, name, algorithm, now)
+    return _answer("probabilities", probabilities, fractions, segments, name, algorithm, dicom, now)
 
 
 def _answer(
@@ -123,6 +113,7 @@ def _answer(
     segments: Sequence[Dataset],
     name: str,
     algorithm: Algorithm,
+    dicom: DicomAnswers,
     now: datetime | None,
 ) -> list[AnswerFile]:
     """pixels: (S, R, W) labels, or (S, R, W, segments) fractions."""
@@ -130,9 +121,10 @@ def _answer(
         if not np.isfinite(pixels).all():
             raise OutputError("the map or probabilities contain NaN or infinity, which DICOM SEG cannot store")
         pixels = np.clip(pixels, 0, 1).astype(np.float32)
-    naming = Naming(kind, source_of(image), pixels, algorithm)
+    form = "FRACTIONAL" if pixels.ndim == 4 else dicom.seg.upper()
+    naming = Naming(kind, source_of(image), pixels, algorithm, variant=_variant(form, dicom))
     with guarded("no DICOM SEG can be made for a source with this header; ask for labels-nifti or summary output"):
-        headers = _normalised(naming, image)
+        headers = normalised(naming, image)
         for segment in segments:
             segment.TrackingUID = naming.uid(
                 naming.source.datasets[0].SeriesInstanceUID, f"segment {segment.SegmentNumber}"
@@ -141,38 +133,24 @@ def _answer(
         seg = hd.seg.Segmentation(
             source_images=headers,
             pixel_array=pixels,
-            segmentation_type="FRACTIONAL" if pixels.ndim == 4 else "BINARY",
+            segmentation_type=form,
             fractional_type="PROBABILITY",
             max_fractional_value=MAXIMUM,
+            omit_empty_frames=not dicom.empty_frames,
             segment_descriptions=segments,
-            series_instance_uid=naming.series_uid,
-            series_number=naming.series_number,
-            sop_instance_uid=naming.uid(str(headers[0].SOPInstanceUID)),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=algorithm.name[:64],
-            software_versions=[__version__, algorithm.version[:64]],
-            device_serial_number=serial_number(algorithm),
             content_label=kind.upper(),
             content_creator_name=None,
-            series_description=f"{kind} by {algorithm.name} (AI)"[:64],
+            **made_by(naming),
         )
         if "ImagePositionPatient" not in headers[0]:  # PS3.3 C.7.6.1: it says how it is turned, or says nothing
             seg.PatientOrientation = headers[0].get("PatientOrientation")
-        _finish(seg, naming, now or datetime.now())
+        finish(seg, naming, now or datetime.now())
         return [AnswerFile(name, MEDIA_TYPE, to_bytes(seg))]
 
 
-def _finish(seg: Dataset, naming: Naming, moment: datetime) -> None:
-    """What highdicom draws at random or takes from the clock becomes a function of the answer and `moment`."""
-    stamp(seg, moment)
-    dimensions = naming.uid(seg.SOPInstanceUID, "dimensions")
-    for item in [*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence]:
-        item.DimensionOrganizationUID = dimensions
-    equipment = [*seg.ContributingEquipmentSequence, processing_equipment(naming.algorithm)]
-    for item in equipment:
-        item.pop("ContributionDateTime", None)
-    seg.ContributingEquipmentSequence = DicomSequence(equipment)
+def _variant(form: str, dicom: DicomAnswers) -> str:
+    """Of the same labels, another kind of object is another instance; none for the usual one."""
+    return " ".join([*(["labelmap"] if form == "LABELMAP" else []), *(["empty frames"] if dicom.empty_frames else [])])
 
 
 def _segment(number: int, label: Label, algorithm: Algorithm) -> Dataset:
@@ -184,81 +162,10 @@ def _segment(number: int, label: Label, algorithm: Algorithm) -> Dataset:
     segment: Dataset = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=label.name,
-        segmented_property_category=_code(label.category or _CATEGORY),
-        segmented_property_type=_code(label.term or _TERM),
+        segmented_property_category=category_of(label),
+        segmented_property_type=term_of(label),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=identification,
         display_color=hd.color.CIELabColor.from_rgb(*label.colour),
     )
     return segment
-
-
-def _code(term: CodedTerm) -> Code:
-    return Code(term.value, term.scheme, term.meaning)
-
-
-def _normalised(naming: Naming, image: Image) -> list[Dataset]:
-    """Copies of the source's headers with all that highdicom takes for granted."""
-    sources = naming.source.datasets
-    in_space = all(header.get("ImagePositionPatient") and header.get("ImageOrientationPatient") for header in sources)
-    first = without_pixel_facts(sources[0])
-    _normalise_patient_and_study(first)
-    declare_loss(first, sources[0])
-    # of the others highdicom asks only who and where they are
-    headers = [first, *(_picked(source, _WHO_AND_WHERE) for source in sources[1:])]
-    for header in headers:
-        if in_space and image.geometry.unit == "mm":
-            _place(header, sources[0], image.geometry)
-        else:
-            _unplace(header)
-    return headers
-
-
-def _picked(source: Dataset, names: Sequence[str]) -> Dataset:
-    picked = Dataset()
-    for name in names:
-        if name in source:
-            setattr(picked, name, source[name].value)
-    return picked
-
-
-def _normalise_patient_and_study(header: Dataset) -> None:
-    """Type 2 attributes present, empty where absent or malformed; highdicom does not know every character set."""
-    for name in _TYPE_2:
-        if name not in header:
-            setattr(header, name, None)
-    for name, valid in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
-        try:
-            valid(str(header[name].value or ""))
-        except ValueError:
-            header[name].value = None
-    if str(header.PatientSex or "") not in ("", "M", "F", "O"):
-        header.PatientSex = None
-    if "SpecificCharacterSet" in header:  # texts are decoded by now, and UTF-8 takes them all
-        header.SpecificCharacterSet = "ISO_IR 192"
-
-
-def _place(header: Dataset, first: Dataset, geometry: Geometry) -> None:
-    """What highdicom needs to know of a slice in space; real headers miss some, or round it differently."""
-    header.ImageOrientationPatient = list(first.ImageOrientationPatient)
-    header.PixelSpacing = list(first.PixelSpacing)
-    if not header.get("FrameOfReferenceUID"):
-        header.FrameOfReferenceUID = frame_uid(first)
-    step, row, column = (geometry.affine[:3, axis] for axis in range(3))
-    # along the normal, also where a tilted gantry shifted the slices
-    pitch = abs(float(np.linalg.det([step, row, column]))) / float(np.linalg.norm(np.cross(row, column)))
-    if not header.get("SliceThickness"):
-        header.SliceThickness = format_number_as_ds(pitch)
-    header.pop("SpacingBetweenSlices", None)
-    if geometry.shape[0] > 1:
-        header.SpacingBetweenSlices = format_number_as_ds(pitch)
-
-
-def _unplace(header: Dataset) -> None:
-    """A picture: its SEG lies on it pixel by pixel, and says nothing of a space."""
-    for name in ("ImagePositionPatient", "ImageOrientationPatient"):
-        header.pop(name, None)
-    if "SliceThickness" not in header:  # readers, highdicom's too, take measures only with it
-        header.pop("PixelSpacing", None)
-    if header.get("Modality") in ("CT", "MR", "PT") and not header.get("FrameOfReferenceUID"):
-        header.FrameOfReferenceUID = frame_uid(header)  # these classes must have one

@@ -140,9 +140,10 @@ def voxel_detection(
 def _area(x: NDArray[np.float64], y: NDArray[np.float64], limit: float) -> float:
     """Under the line from (0, 0) through the points, up to x = limit."""
     x, y = np.concatenate([[0.0], x]), np.concatenate([[0.0], y])
-    inside = x < limit
-    ends = np.append(x[inside], limit), np.append(y[inside], np.interp(limit, x, y))
-    return float(np.trapezoid(ends[1], ends[0]))
+    inside = int(np.searchsorted(x, limit))
+    there = inside < len(x) and x[inside] == limit  # the line may rise upright there, which has no width
+    last = y[inside] if there else np.interp(limit, x, y)
+    return float(np.trapezoid(np.append(y[:inside], last), np.append(x[:inside], limit)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,25 @@ from medae.scores.base import PREFIX, Evidence, Found, MapScore, ObservedScore, 
 from medae.scores.ensemble import RankAverage
 from medae.scores.features import CodeFeatures, Mahalanobis, Neighbours, Texture
 from medae.scores.likelihood import ELBO, KL, NLL, Variance, VarianceHead
+from medae.scores.observed import PerceptualMap, Restoration
 from medae.scores.residual import SSIM, Residual
-from medae.scores.statistics import Statistics
+from medae.scores.statistics import Profile, Statistics, StatisticScore
 
 ScoreConfig = Annotated[
-    Residual | SSIM | NLL | KL | ELBO | Variance | VarianceHead | Mahalanobis | Neighbours | Statistics | RankAverage,
+    Residual
+    | SSIM
+    | PerceptualMap
+    | NLL
+    | KL
+    | ELBO
+    | Variance
+    | VarianceHead
+    | Mahalanobis
+    | Neighbours
+    | Restoration
+    | Statistics
+    | Profile
+    | RankAverage,
     Field(discriminator="kind"),
 ]
 
@@ -29,10 +43,14 @@ __all__ = [
     "MapScore",
     "Neighbours",
     "ObservedScore",
+    "PerceptualMap",
+    "Profile",
     "RankAverage",
     "Residual",
+    "Restoration",
     "Score",
     "ScoreConfig",
+    "StatisticScore",
     "Statistics",
     "Texture",
     "Variance",

@@ -1,48 +1,39 @@
 """Simple statistics of the image taken together: what no reconstruction tells, such as lost sharpness."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from medae.scores.base import Found, Score
 from medae.scores.baselines import Gaussian, nearest
 
 DARKEST = 1 / 256
 """No light at all would have an infinite optical density."""
-NEIGHBOURS = 5
 
 
-class Statistics(Score):
-    """How far an image's statistics are from those of normal images; unlike in either direction is far away.
-
-    Per channel the logarithms of the energy of the Laplacian and of the gradient at each scale and, unless they do not
-    count, the mean and the logarithm of the standard deviation.
-    """
+class StatisticScore(Score, ABC):
+    """How far some numbers of an image are from those of normal images; unlike in either direction is far away."""
 
     fits: ClassVar[bool] = True
 
-    kind: Literal["statistics"] = "statistics"
-    scales: int = Field(default=3, ge=1, le=6)
-    """Each halves the resolution."""
-    intensity: bool = True
-    """Whether mean and standard deviation count."""
-    optical_density: bool = False
-    """Of slides in bright field, in 0..1: the amount of stain, -log of the light, instead of the light itself."""
     by: Literal["mahalanobis", "neighbours"] = "mahalanobis"
-    """Squared Mahalanobis distance by the number of statistics (1 is usual), or the mean distance to the five nearest
-    normal images, each statistic in units of its standard deviation."""
+    """Squared Mahalanobis distance by how many numbers there are (1 is usual), or the mean distance to the nearest
+    normal images, each number in units of its standard deviation."""
+    count: PositiveInt = 5
+    """How many neighbours."""
 
     def default_name(self) -> str:
-        return "statistics"
+        return self.kind
 
     def value(self, found: Found) -> float:
         parts = found.parts(self.key)
         away = (self.of_image(found.pixels) - parts["mean"]) / parts["deviation"]
         if self.by == "neighbours":
-            return nearest(away, parts["rows"].astype(np.float64), NEIGHBOURS)
+            return nearest(away, parts["rows"].astype(np.float64), self.count)
         return float(np.square(parts["whitening"] @ away).mean())
 
     def fit(self, images: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -51,35 +42,105 @@ class Statistics(Score):
         kept = {"mean": gaussian.mean, "deviation": gaussian.deviation}
         return kept | ({"rows": gaussian.rows} if self.by == "neighbours" else {"whitening": gaussian.whitening})
 
+    @abstractmethod
+    def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
+        """The numbers."""
+
+
+class Statistics(StatisticScore):
+    """Per channel the logarithms of the energy of the Laplacian and of the gradient at each scale and, unless they do
+    not count, the mean and the logarithm of the standard deviation.
+    """
+
+    kind: Literal["statistics"] = "statistics"
+    scales: int = Field(default=3, ge=1, le=6)
+    """Each halves the resolution."""
+    intensity: bool = True
+    """Whether mean and standard deviation count."""
+    colour: bool = False
+    """Whether, of RGB, the energies of red less green and of blue less green count too: compression takes colour away
+    first."""
+    optical_density: bool = False
+    """Of slides in bright field, in 0..1: the amount of stain, -log of the light, instead of the light itself."""
+
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """The statistics, channel by channel."""
         values = pixels_CSRW.astype(np.float32)
+        rows = self._energies(values[::2] - values[1:2]) if self.colour and len(values) == 3 else []
         if self.optical_density:
-            values = -np.log(np.maximum(values, 0) * (1 - DARKEST) + DARKEST)
-        rows = []
+            values = np.maximum(values, 0)
+            values *= np.float32(1 - DARKEST)
+            values += np.float32(DARKEST)
+            np.negative(np.log(values, out=values), out=values)
         if self.intensity:
-            rows = [values.mean((1, 2, 3)), np.log(values.std((1, 2, 3)) + 1e-4)]
+            count = values[0].size
+            mean = values.sum(-1).sum((1, 2), dtype=np.float64) / count
+            variance = np.maximum(_squares(values) / count - mean**2, 0)
+            rows += [mean, np.log(np.sqrt(variance) + 1e-4)]
+        return np.concatenate(rows + self._energies(values)).astype(np.float64)
+
+    def _energies(self, values: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+        rows: list[NDArray[np.float64]] = []
         for scale in range(self.scales):
             rows += [0.5 * np.log(energy + 1e-8) for energy in _energies(values)]
             if scale + 1 < self.scales:
                 values = _halved(values)
-        return np.stack(rows).astype(np.float64).ravel()
+        return rows
+
+
+class Profile(StatisticScore):
+    """The mean in each ring around the middle, of the image at mean 0 and standard deviation 1: what it is centred on,
+    whichever way it lies and however strongly it is stained."""
+
+    kind: Literal["profile"] = "profile"
+    rings: int = Field(default=5, ge=2, le=32)
+    """All as wide, from the middle to the shorter side; the corners belong to the last."""
+    smooth: NonNegativeFloat = 0.0
+    """Standard deviation of a Gaussian blur before, in voxels, within slices."""
+    of: Literal["grey", "haematoxylin"] = "grey"
+    """The mean over channels, or the blue stain of nuclei (Ruifrok and Johnston 2001); that takes RGB."""
+
+    def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
+        """Of the slices' mean."""
+        from scipy.ndimage import gaussian_filter
+
+        plane = self._plane(pixels_CSRW.mean(1, dtype=np.float64))
+        if self.smooth:
+            plane = gaussian_filter(plane, self.smooth, mode="reflect")
+        plane = (plane - plane.mean()) / (plane.std() + 1e-3)
+        rows, columns = plane.shape
+        row, column = np.mgrid[:rows, :columns]
+        distance = np.hypot(row - (rows - 1) / 2, column - (columns - 1) / 2)
+        ring = np.minimum(distance * self.rings / (min(rows, columns) / 2), self.rings - 1).astype(int).ravel()
+        sums = np.bincount(ring, plane.ravel(), minlength=self.rings)
+        result: NDArray[np.float64] = sums / np.maximum(np.bincount(ring, minlength=self.rings), 1)
+        return result
+
+    def _plane(self, channels_CRW: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.of == "grey" or len(channels_CRW) != 3:
+            grey: NDArray[np.float64] = channels_CRW.mean(0)
+            return grey
+        from skimage.color import rgb2hed
+
+        stain: NDArray[np.float64] = rgb2hed(np.clip(np.moveaxis(channels_CRW, 0, 2), 0, 1))[..., 0]
+        return stain
 
 
 def _energies(values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean squares of the four neighbours' Laplacian and of the differences of neighbours, channel by channel."""
-    down = np.diff(values, axis=2, append=values[:, :, -1:])
-    right = np.diff(values, axis=3, append=values[..., -1:])
-    laplacian = down + right
-    laplacian[:, :, 1:] -= down[:, :, :-1]
-    laplacian[..., 1:] -= right[..., :-1]
-    gradient = _mean_square(down) + _mean_square(right)
-    return _mean_square(laplacian), gradient
+    down, right = values[:, :, 1:] - values[:, :, :-1], values[..., 1:] - values[..., :-1]
+    laplacian = np.zeros_like(values)  # edges are continued: no difference across them
+    laplacian[:, :, :-1] = down
+    laplacian[:, :, 1:] -= down
+    laplacian[..., :-1] += right
+    laplacian[..., 1:] -= right
+    count = values[0].size
+    return _squares(laplacian) / count, (_squares(down) + _squares(right)) / count
 
 
-def _mean_square(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    flat = values.reshape(len(values), -1)
-    squares: NDArray[np.float64] = np.einsum("cv,cv->c", flat, flat, dtype=np.float64) / flat.shape[1]
+def _squares(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Their sum, channel by channel; of rows first, so that float32 is exact enough."""
+    squares: NDArray[np.float64] = np.einsum("csrw,csrw->csr", values, values).sum((1, 2), dtype=np.float64)
     return squares
 
 

@@ -12,9 +12,10 @@ from medae.errors import UnfitImage, UsageError
 from medae.image import Image
 from medae.preparation import Prepared
 from medae.scores import ELBO, NLL, SSIM, Found, MapScore, RankAverage, Residual, ScoreConfig
+from medae.scores.regions import regions
 from medae.scores.residual import SIGMA_AT_64
 from medae.settings import Settings
-from medae.tasks.base import Task
+from medae.tasks.base import Task, voxel_size
 from medae.tiles import ReceptiveField
 
 
@@ -174,6 +175,14 @@ class Anomaly(Task):
         self, decided: NDArray[Any], answer: Image, prepared: Prepared, weights: Mapping[str, NDArray[Any]]
     ) -> dict[str, float]:
         return self.values(decided, prepared.image.pixels, weights)
+
+    def regions(self, answer: Image, level: float) -> dict[str, float]:
+        """How many connected parts of the map lie above `level`, and the size of the largest."""
+        found = regions(answer.pixels[0], level)
+        largest = found[0].voxels if found else 0
+        size = voxel_size(answer.geometry)
+        numbers = {"regions": float(len(found)), "largest_region_voxels": float(largest)}
+        return numbers if size is None else numbers | {f"largest_region_{size.unit}": largest * size.value}
 
     def values(
         self, maps_: NDArray[Any], pixels: NDArray[np.float32], weights: Mapping[str, NDArray[Any]]

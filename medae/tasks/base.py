@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medae.image import Image
+from medae.image import Geometry, Image
 from medae.preparation import Prepared
 from medae.settings import Settings
 from medae.tiles import ReceptiveField
@@ -47,6 +47,24 @@ class Task(Settings, ABC):
         self, decided: NDArray[Any], answer: Image, prepared: Prepared, weights: Mapping[str, NDArray[Any]]
     ) -> dict[str, float]:
         """Named numbers about the answer, for the summary. weights: the package's, for those that are fitted."""
+
+
+class Size(NamedTuple):
+    """Of a voxel."""
+
+    unit: str
+    value: float
+
+
+def voxel_size(geometry: Geometry) -> Size | None:
+    """mm3 of a voxel, mm2 of a single slice's, also where axes are not at right angles; None where unknown."""
+    if geometry.unit != "mm":
+        return None
+    s, r, w = geometry.affine[:3, :3].T
+    area = np.cross(r, w)
+    if geometry.shape[0] > 1:
+        return Size("mm3", float(abs(s @ area)))
+    return Size("mm2", float(np.linalg.norm(area)))
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:

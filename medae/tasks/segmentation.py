@@ -1,17 +1,17 @@
 """Segmentation: a label for every voxel."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from medae.errors import UsageError
-from medae.image import Geometry, Image
+from medae.image import Image
 from medae.io.answer import Label
 from medae.preparation import Prepared
-from medae.tasks.base import Task, softmax
+from medae.tasks.base import Task, softmax, voxel_size
 
 
 class Segmentation(Task):
@@ -61,29 +61,13 @@ class Segmentation(Task):
         # by slices: bincount makes eight bytes of each voxel
         counts = sum(np.bincount(plane.ravel(), minlength=length) for plane in answer.pixels[0])
         assert isinstance(counts, np.ndarray), "an image has at least one slice"
-        size = _voxel_size(answer.geometry)
+        size = voxel_size(answer.geometry)
         scores: dict[str, float] = {}
         for label, count in zip(self.labels, counts[1:].tolist(), strict=True):
             scores[f"{label.name}_voxels"] = float(count)
             if size is not None:
                 scores[f"{label.name}_{size.unit}"] = count * size.value
         return scores
-
-
-class _Size(NamedTuple):
-    unit: str
-    value: float
-
-
-def _voxel_size(geometry: Geometry) -> _Size | None:
-    """mm3 of a voxel, mm2 of a single slice's, also where axes are not at right angles; None where unknown."""
-    if geometry.unit != "mm":
-        return None
-    s, r, w = geometry.affine[:3, :3].T
-    area = np.cross(r, w)
-    if geometry.shape[0] > 1:
-        return _Size("mm3", float(abs(s @ area)))
-    return _Size("mm2", float(np.linalg.norm(area)))
 
 
 def _likeliest(values: NDArray[Any], dtype: Any) -> NDArray[Any]:

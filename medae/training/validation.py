@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medae.backends.code_report import CodeReport
-from medae.backends.torch import TorchBackend, choose_device
+from medae.backends.torch import TorchBackend
 from medae.data import Case
 from medae.errors import InputError, UsageError
 from medae.evaluation import CaseResult, Measured, calibrate, evaluate, headline, measure, summarise
@@ -133,7 +133,7 @@ def finished(package: ModelPackage, experiment: Experiment, validation: Sequence
     whole = fit_scores(
         ModelPackage.seal(card, package.weights),
         images,
-        device=str(choose_device(experiment.training.device)),
+        device=experiment.training.device,
         seed=experiment.training.seed,
     )
     try:

@@ -12,10 +12,11 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
-from medae.answers import Output, answer_files, check_output, summary
+from medae.answers import Output, answer_files, check_dicom, check_output, summary
 from medae.errors import MedaeError, UsageError
 from medae.image import Image
 from medae.io.answer import AnswerFile
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.predictor import check_call
 from medae_service import metrics
 from medae_service.engine import Ticket
@@ -31,10 +32,15 @@ Form = Literal["file", "json", "zip"]
 JSON = "application/json"
 ZIP = "application/zip"
 
+DICOM = "dicom_"
+"""Before the names of DicomAnswers' fields, in a query."""
+
+_OF_SEG = ("dicom_seg", "dicom_empty_frames")
+_OF_ANY = ("dicom_compress", "dicom_report")
 PARAMETERS: dict[Endpoint, tuple[str, ...]] = {
-    "segment": ("model", "output", "threshold"),
-    "restore": ("model", "output", "noise"),
-    "score": ("model", "output", "threshold"),
+    "segment": ("model", "output", "threshold", *_OF_SEG, *_OF_ANY),
+    "restore": ("model", "output", "noise", *_OF_ANY),
+    "score": ("model", "output", "threshold", "dicom_map", "dicom_empty_frames", *_OF_ANY),
 }
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
@@ -47,10 +53,12 @@ class Question:
     output: Output
     threshold: float | None
     noise: float | None = None
+    dicom: DicomAnswers = DEFAULT_DICOM
 
     def require_fit(self, model: Model) -> None:
         """Raises UsageError for what this model does not know; before any upload."""
         check_output(self.output, model.package)
+        check_dicom(self.dicom, model.package)
         check_call(model.package, threshold=self.threshold)
         if self.noise is not None:  # no task knows it by now
             raise UsageError(f"the model {model.card.name} finds the noise by itself; leave `noise` out")
@@ -68,7 +76,14 @@ def parse_query(query: QueryParams, endpoint: Endpoint) -> Question:
     output = next((name for name in OUTPUTS if name == wanted), None)
     if output is None:
         raise UsageError(f"output is one of {', '.join(OUTPUTS)}; the request asks for something else")
-    return Question(query.get("model"), output, _threshold(query.get("threshold")), _noise(query.get("noise")))
+    dicom = {name.removeprefix(DICOM): query[name] for name in given if name.startswith(DICOM)}
+    return Question(
+        query.get("model"),
+        output,
+        _threshold(query.get("threshold")),
+        _noise(query.get("noise")),
+        DicomAnswers.from_texts(dicom),
+    )
 
 
 def _noise(text: str | None) -> float | None:
@@ -142,7 +157,14 @@ def compute(model: Model, image: Image, question: Question, *, stem: str, id: st
     with metrics.stage("answer"):
         written: list[AnswerFile] = []
         if question.output != "summary":
-            written = answer_files(prediction, model.package, stem=stem, original=image, output=question.output)
+            written = answer_files(
+                prediction,
+                model.package,
+                stem=stem,
+                original=image,
+                output=question.output,
+                dicom=question.dicom,
+            )
         made = [file for file in written if file.name != f"{stem}_summary.json"]  # ours has the request's id
         answer = Answer(made, summary(prediction, id=id, files=made), single=len(written) == 1)
     metrics.answered(model.card.name, 200, answer.gate)

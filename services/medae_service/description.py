@@ -9,8 +9,9 @@ from html import escape
 from typing import Any
 
 import medae
+from medae.io.dicom_options import DicomAnswers
 from medae_service import schemas
-from medae_service.answering import JSON, OUTPUTS, PARAMETERS, ZIP
+from medae_service.answering import DICOM, JSON, OUTPUTS, PARAMETERS, ZIP
 from medae_service.models import Endpoint
 from medae_service.problems import CODES, PROBLEM_TYPE
 from medae_service.security import NEEDED
@@ -52,6 +53,13 @@ IMAGES = ("image/png", "image/tiff", "application/gzip", "application/dicom")
 NAMES: dict[Endpoint, str] = {"segment": "nuclei", "restore": "denoiser", "score": "normal-tissue"}
 """Of models, in examples."""
 
+
+def _plain(about: dict[str, Any]) -> dict[str, Any]:
+    """A field of settings as a parameter."""
+    kept = {name: value for name, value in about.items() if name != "title"}
+    return kept | {"description": about["description"].replace("\n", " ")}
+
+
 _PARAMETERS: dict[str, dict[str, Any]] = {
     "model": {"type": "string", "description": "A name from /v1/models; needed where several fit"},
     "output": {"type": "string", "enum": list(OUTPUTS), "default": "default", "description": "What to answer with"},
@@ -66,11 +74,17 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "exclusiveMinimum": 0,
         "description": "The noise's standard deviation, for models that ask for it (/v1/models)",
     },
+    **{f"{DICOM}{name}": _plain(about) for name, about in DicomAnswers.model_json_schema()["properties"].items()},
 }
 _EXAMPLES: dict[Endpoint, dict[str, list[Any]]] = {
-    "segment": {"output": ["default", "probabilities", "labels-nifti", "summary", "overlay"], "threshold": [0.5]},
-    "restore": {"output": ["default", "summary", "overlay"]},
-    "score": {"output": ["default", "summary", "overlay"], "threshold": [0.05]},
+    "segment": {
+        "output": ["default", "probabilities", "labels-nifti", "summary", "overlay"],
+        "threshold": [0.5],
+        "dicom_seg": ["labelmap"],
+        "dicom_report": [True],
+    },
+    "restore": {"output": ["default", "summary", "overlay"], "dicom_compress": ["jpeg-ls"]},
+    "score": {"output": ["default", "summary", "overlay"], "threshold": [0.05], "dicom_empty_frames": [True]},
 }
 
 
@@ -164,6 +178,8 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
         {
             "name": name,
             "in": "query",
+            # several values in one, with commas
+            **({"style": "form", "explode": False} if _PARAMETERS[name]["type"] == "array" else {}),
             "description": _PARAMETERS[name]["description"],
             "schema": {key: value for key, value in _PARAMETERS[name].items() if key != "description"},
             **({"examples": {str(one): {"value": one} for one in examples[name]}} if name in examples else {}),

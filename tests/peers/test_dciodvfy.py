@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from medae.io.answer import Algorithm, AnswerFile, CodedTerm, Label, write_files
+from medae.io.answer import Algorithm, AnswerFile, CodedTerm, Findings, Label, LabelSize, write_files
 from medae.io.dicom import encode_restored, read_dicom
+from medae.io.dicom_compress import compressed
+from medae.io.dicom_map import encode_parametric
+from medae.io.dicom_options import DicomAnswers
+from medae.io.dicom_overlay import encode_overlay
+from medae.io.dicom_report import encode_report
 from medae.io.dicom_seg import encode_labels, encode_map, encode_probabilities
 from tests.conftest import SHARED_DATA
 from tests.dicom_made import sample, series_folder
@@ -60,13 +65,41 @@ def answers(sources: list[Path]) -> dict[str, list[AnswerFile]]:
     labels[:, :, 1:7, 1:5], labels[:, 0, :2, :2] = 1, 2
     fractions = np.random.default_rng(0).random((2, *image.geometry.shape)).astype(np.float32)
     who = {"stem": "scan", "algorithm": ALGORITHM}
-    return {
+    segs = {"labels_info": LABELS, **who}
+    found = image.with_pixels(labels)
+    findings = Findings(
+        (LabelSize(LABELS[0], 1, 24, mm3=7.5), LabelSize(LABELS[1], 2, 0)),
+        {"l2_mean": 0.0123},
+        99.5,
+        0.005,
+        "anomalous",
+    )
+    rgb = np.zeros((*image.geometry.shape, 3), np.uint8)
+    made = {
         "derived": encode_restored(image, description="denoised", **who),
-        "labels": encode_labels(image.with_pixels(labels), labels_info=LABELS, **who),
+        "labels": encode_labels(found, **segs),
+        "all frames": encode_labels(found, dicom=DicomAnswers(empty_frames=True), **segs),
+        "label map": encode_labels(found, dicom=DicomAnswers(seg="labelmap"), **segs),
         "empty": encode_labels(image.with_pixels(labels * 0), labels_info=LABELS[:1], **who),
         "map": encode_map(image.with_pixels(fractions[:1]), maximum=0.5, **who),
-        "probabilities": encode_probabilities(image.with_pixels(fractions), labels_info=LABELS, **who),
+        "probabilities": encode_probabilities(image.with_pixels(fractions), **segs),
+        "overlay": encode_overlay(image, rgb, description="anomaly overlay", **who),
     }
+    made["report"] = [encode_report(image, findings, answers=made["labels"], **who)]
+    if image.geometry.unit == "mm" and all("ImagePositionPatient" in header for header in image.source.datasets):
+        made["parametric"] = encode_parametric(image.with_pixels(fractions[:1]), maximum=0.5, **who)
+    for method in ("jpeg-ls", "jpeg-2000", "rle"):
+        made[f"derived, {method}"] = compressed(made["derived"], method)
+        made[f"overlay, {method}"] = compressed(made["overlay"], method)
+    return made
+
+
+UNKNOWN_CLASS = {
+    "Error - Information Object Not found",
+    "Error - SegmentNumber not monotonically increasing from one by one - "
+    "have SegmentSequence item number 1 (from one) with SegmentNumber of 0",
+}
+"""What dciodvfy of 2022 says of Label Map Segmentation, a class of 2024, in which 0 is the background (C.8.20.4)."""
 
 
 def assert_no_new_errors(sources: list[Path], folder: Path) -> None:
@@ -74,6 +107,7 @@ def assert_no_new_errors(sources: list[Path], folder: Path) -> None:
     for kind, files in answers(sources).items():
         paths = write_files(files, folder / kind)
         new = set().union(*map(errors, paths)) - known
+        new -= UNKNOWN_CLASS if kind == "label map" else set()
         assert not new, f"{kind}: {new}"
         for path in paths[:3]:
             assert "SOPInstanceUID" in run("dcmdump", path) and not run("dcmdump", "-q", path).startswith(("E:", "F:"))
