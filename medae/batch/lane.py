@@ -21,6 +21,7 @@ from medae.batch.memory import Grant, enforce, resident_bytes
 from medae.batch.work import Hand, Outcome, Put, decode
 from medae.errors import MedaeError
 from medae.io.dicom_options import DicomAnswers
+from medae.pseudonyms import Pseudonyms
 
 _FLUSH_SECONDS = 0.05
 _FLUSH_CASES = 16
@@ -37,6 +38,7 @@ class Order:
     threshold: float | None
     summaries: bool
     dicom: DicomAnswers
+    id_key: Path | None
     device: str
     allow: tuple[str, ...] = ()
     parent: int = 0
@@ -117,5 +119,6 @@ def make_hand(order: Order) -> Hand:
         output=order.output,
         threshold=order.threshold,
         dicom=order.dicom,
+        pseudonyms=None if order.id_key is None else Pseudonyms.from_file(order.id_key),
         summaries=order.summaries,
     )

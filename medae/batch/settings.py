@@ -56,6 +56,9 @@ class BatchSettings(Settings):
     """Segmentation: a probability. Score: a target false-positive rate."""
     dicom: DicomAnswers = DEFAULT_DICOM
     """How answers to DICOM are written."""
+    id_key: Path | None = None
+    """A file with the secret key of the site (`openssl rand -hex 32`): ids of cases and patients in names of answers,
+    tables and logs are then keyed hashes, and answers can be de-identified."""
     device: str = "auto"
     """auto (all CUDA devices, else the CPU), cpu, cuda or cuda:N."""
     workers: NonNegativeInt | None = None

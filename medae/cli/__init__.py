@@ -12,7 +12,7 @@ import typer
 from medae import __version__
 from medae.cli.batch import batch
 from medae.cli.latent import latent
-from medae.cli.options import AsJson, Device, Dicom, Inputs, Out, Output, Package, keep_heap, require_existing
+from medae.cli.options import AsJson, Device, Dicom, IdKey, Inputs, Out, Output, Package, keep_heap, require_existing
 from medae.cli.scores import calibrate, rescore
 from medae.cli.terminal import complain, print_json, stderr
 from medae.cli.tokens import token
@@ -128,6 +128,7 @@ def predict(
         typer.Option(help="Segmentation: a probability. Score: a target false-positive rate.", show_default=False),
     ] = None,
     dicom: Dicom = None,
+    id_key: IdKey = None,
     device: Device = "auto",
 ) -> None:
     """Answer images in their own format; leaves answers, summaries, results.csv and run.json under OUT."""
@@ -138,14 +139,16 @@ def predict(
     from medae.io.dicom_options import DicomAnswers
     from medae.package import load
     from medae.predictor import Predictor
+    from medae.pseudonyms import Pseudonyms
 
     require_existing(inputs)
     words = DicomAnswers.from_words(dicom or ())
+    pseudonyms = None if id_key is None else Pseudonyms.from_file(id_key)
     model = load(package)
     keep_heap()
     predictor = Predictor(model, device=device)
     require_writable(out)
-    manifest = list_items(inputs, out=out)
+    manifest = list_items(inputs, out=out, pseudonyms=pseudonyms)
     with Progress(out / "results.csv", stderr()) as progress:
         progress.begin(len(manifest.items), passed_over=manifest.passed_over)
         outcomes = predict_items(
@@ -155,6 +158,7 @@ def predict(
             output=output,
             threshold=threshold,
             dicom=words,
+            pseudonyms=pseudonyms,
             watch=lambda outcome: progress.see((outcome,)),
         )
     if any(outcome.status == "fault" for outcome in outcomes):

@@ -21,9 +21,13 @@ Dicom = Annotated[
         "--dicom",
         metavar="K[=V]",
         help="How answers to DICOM are written: seg=labelmap, empty_frames, map=seg,parametric,overlay, "
-        "compress=jpeg-ls|jpeg-2000|rle, report.",
+        "compress=jpeg-ls|jpeg-2000|rle, report, deidentify.",
         show_default=False,
     ),
+]
+IdKey = Annotated[
+    Path | None,
+    typer.Option(help="A file with a secret key: ids in names and tables become keyed hashes.", show_default=False),
 ]
 Output = Literal["default", "probabilities", "labels-nifti", "summary", "overlay"]
 

@@ -18,6 +18,7 @@ from medae.image import Image
 from medae.io.answer import AnswerFile
 from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.predictor import check_call
+from medae.pseudonyms import Pseudonyms
 from medae_service import metrics
 from medae_service.engine import Ticket
 from medae_service.models import Endpoint, Model
@@ -36,7 +37,7 @@ DICOM = "dicom_"
 """Before the names of DicomAnswers' fields, in a query."""
 
 _OF_SEG = ("dicom_seg", "dicom_empty_frames")
-_OF_ANY = ("dicom_compress", "dicom_report")
+_OF_ANY = ("dicom_compress", "dicom_report", "dicom_deidentify")
 PARAMETERS: dict[Endpoint, tuple[str, ...]] = {
     "segment": ("model", "output", "threshold", *_OF_SEG, *_OF_ANY),
     "restore": ("model", "output", "noise", *_OF_ANY),
@@ -55,10 +56,10 @@ class Question:
     noise: float | None = None
     dicom: DicomAnswers = DEFAULT_DICOM
 
-    def require_fit(self, model: Model) -> None:
+    def require_fit(self, model: Model, pseudonyms: Pseudonyms | None = None) -> None:
         """Raises UsageError for what this model does not know; before any upload."""
         check_output(self.output, model.package)
-        check_dicom(self.dicom, model.package)
+        check_dicom(self.dicom, model.package, pseudonyms)
         check_call(model.package, threshold=self.threshold)
         if self.noise is not None:  # no task knows it by now
             raise UsageError(f"the model {model.card.name} finds the noise by itself; leave `noise` out")
@@ -150,7 +151,16 @@ class Answer:
         return str((self.facts["gate"] or {}).get("verdict", "none"))
 
 
-def compute(model: Model, image: Image, question: Question, *, stem: str, id: str, ticket: Ticket) -> Answer:
+def compute(
+    model: Model,
+    image: Image,
+    question: Question,
+    *,
+    stem: str,
+    id: str,
+    ticket: Ticket,
+    pseudonyms: Pseudonyms | None = None,
+) -> Answer:
     """Predict and write. Raises InputError for the image, UsageError for the question, Abandoned, Refusal (503)."""
     probabilities = question.output == "probabilities"
     prediction = model.predictor(image, threshold=question.threshold, probabilities=probabilities, ticket=ticket)
@@ -164,6 +174,7 @@ def compute(model: Model, image: Image, question: Question, *, stem: str, id: st
                 original=image,
                 output=question.output,
                 dicom=question.dicom,
+                pseudonyms=pseudonyms,
             )
         made = [file for file in written if file.name != f"{stem}_summary.json"]  # ours has the request's id
         answer = Answer(made, summary(prediction, id=id, files=made), single=len(written) == 1)
