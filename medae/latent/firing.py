@@ -21,7 +21,6 @@ from medae.pictures import RGB, display_range, to_rgb
 from medae.predictor import prepare
 from medae.preparation import Prepared
 
-
 FRAME = (255, 0, 0)
 
 
