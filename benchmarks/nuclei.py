@@ -1,0 +1,218 @@
+"""SegNet beside the U-Net at equal widths and steps on real nuclei: quality, time, memory; and what needs no training.
+
+DSB2018 (test: md5 of the id, of five parts the first) and TNBC (every patient held out once, in two folds). Each
+network is trained on the CPU with the same crops, steps and seeds; its mask is parted into nuclei by the watershed that
+parts the floor's, Otsu's threshold. Results are kept picture by picture in `--out`: a run that was cut off goes on.
+Times are those of the processor, of one thread: other work does not count.
+
+    python -m benchmarks.nuclei [--steps 600] [--seeds 0 1 2] [--out runs/nuclei] [--measure]
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.models import table
+from benchmarks.nuclei_data import SHARED, Picture, dsb2018, held_out, measured, otsu, tnbc, write_cases
+
+SETS = {"dsb2018": (dsb2018, (0,)), "tnbc": (tnbc, (0, 1))}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "segnet": {"kind": "segnet", "features": [8, 16, 32, 64], "convolutions": [2, 2, 2, 2]},
+    "unet": {"kind": "unet", "features": [8, 16, 32, 64, 64], "strides": [1, 2, 2, 2]},
+}
+"""The same widths at the same sizes; the U-Net's last level is where SegNet's code is pooled once more."""
+BATCH, PATCH = 8, 96
+FLOOR = "otsu + watershed"
+QUALITIES = ("Dice", "AP@.5", "AJI")
+Task = tuple[str, int, str, int]
+"""Set, fold, method, seed."""
+
+
+def experiment(network: str, cases: Path, steps: int, seed: int) -> Any:
+    """The training of one network."""
+    from medae.experiment import Experiment
+
+    return Experiment.model_validate(
+        {
+            "name": f"nuclei-{network}",
+            "data": {"kind": "cases", "path": str(cases)},
+            "preparation": {"channels": 3, "intensity": {"kind": "percentile"}},
+            "task": {"kind": "segmentation", "labels": [{"name": "nucleus", "colour": [255, 210, 0]}]},
+            "network": NETWORKS[network],
+            "objectives": [{"kind": "dice_ce"}],
+            "augment": {"flip": ["rows", "columns"], "rot90": True, "intensity": {}},
+            "training": {
+                "steps": steps,
+                "validate_every": steps // 2,
+                "batch_size": BATCH,
+                "patch": [PATCH, PATCH],
+                "learning_rate": 0.003,
+                "ema": 0.99,
+                "seed": seed,
+                "device": "cpu",
+                "threads": 1,
+                "pictures": 0,
+            },
+        }
+    )
+
+
+def measure(task: Task, pictures: list[Picture], steps: int) -> Iterator[dict[str, Any]]:
+    """Each held-out picture by one method; a network is trained without them first."""
+    name, fold, method, seed = task
+    segment = partial(otsu, name) if method == FLOOR else trained(task, pictures, steps)
+    for picture in pictures:
+        if held_out(name, picture, fold) or (method == FLOOR and name == "tnbc"):
+            found = measured(segment(picture.rgb), picture.nuclei)
+            yield {"set": name, "method": method, "seed": seed, "id": picture.id} | found
+
+
+def trained(task: Task, pictures: list[Picture], steps: int) -> Callable[[NDArray[np.uint8]], NDArray[np.bool_]]:
+    """Picture -> mask."""
+    from medae.image import Image
+    from medae.predictor import Predictor
+    from medae.training import train
+
+    name, fold, network, seed = task
+    with tempfile.TemporaryDirectory() as folder:
+        cases = write_cases(name, pictures, fold, Path(folder) / "data")
+        predictor = Predictor(train(experiment(network, cases, steps, seed), Path(folder) / "run"), device="cpu")
+    return lambda rgb: predictor(Image.from_picture(rgb)).image.pixels[0, 0] > 0
+
+
+def cost(network: str, size: int = 256) -> dict[str, float]:
+    """Of one training step at the sizes of the training, and of one picture of `size`; in a process of its own."""
+    import torch
+    from pydantic import TypeAdapter
+
+    from medae.networks import NetworkConfig
+    from medae.networks.base import run as run_network
+    from medae.objectives import DiceCE, Loss
+
+    torch.set_num_threads(1)
+    net = TypeAdapter(NetworkConfig).validate_python(NETWORKS[network]).build(3, 2)
+    optimiser, loss = torch.optim.AdamW(net.parameters()), Loss([DiceCE()])
+    x, target = torch.rand(BATCH, 3, PATCH, PATCH), torch.randint(0, 2, (BATCH, 1, PATCH, PATCH))
+
+    def step() -> None:
+        optimiser.zero_grad()
+        loss(run_network(net, x), target, 0.0)[0].backward()
+        optimiser.step()
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = [_seconds(step) for _ in range(8)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    picture = torch.rand(1, 3, size, size)
+    net.eval()
+    with torch.inference_mode():
+        net(picture)
+        forward = [_seconds(lambda: net(picture)) for _ in range(8)]
+    return {
+        "weights": sum(values.numel() for values in net.parameters()),
+        "step_ms": 1e3 * float(np.median(seconds)),
+        "peak_mib": (peak - before) / 1024,
+        "picture_ms": 1e3 * float(np.median(forward)),
+    }
+
+
+def _seconds(work: Any) -> float:
+    start = time.thread_time()
+    work()
+    return time.thread_time() - start
+
+
+def costs(rounds: int = 3) -> None:
+    """Both networks in turn, each time in a fresh process; the medians."""
+    found: dict[str, list[dict[str, float]]] = {network: [] for network in NETWORKS}
+    for _ in range(rounds):
+        for network, values in found.items():
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.nuclei", "--cost", network], capture_output=True, check=True
+            )
+            values.append(json.loads(done.stdout))
+    rows = [
+        (network, *(float(np.median([each[key] for each in values])) for key in values[0]))
+        for network, values in found.items()
+    ]
+    print(table(("network", *next(iter(found.values()))[0]), rows))
+
+
+def summary(lines: list[dict[str, Any]]) -> str:
+    """Mean over pictures, then mean and range over seeds."""
+    rows = []
+    for name in SETS:
+        for method in (FLOOR, *NETWORKS):
+            mine = [line for line in lines if (line["set"], line["method"]) == (name, method)]
+            seeds = sorted({line["seed"] for line in mine})
+            means = [
+                [np.mean([line[key] for line in mine if line["seed"] == seed]) for key in QUALITIES] for seed in seeds
+            ]
+            if seeds:
+                rows.append((name, method, len(seeds), *_shown(np.array(means))))
+    return table(("set", "method", "seeds", *QUALITIES), rows)
+
+
+def _shown(means: Any) -> list[str]:
+    spread = np.ptp(means, axis=0)
+    return [
+        f"{mean:.3f}" + (f" (range {wide:.3f})" if wide else "")
+        for mean, wide in zip(means.mean(0), spread, strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=SHARED, help="where dsb2018_stage1 and tnbc_nuclei lie")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/nuclei"), help="keeps results.jsonl")
+    parser.add_argument("--measure", action="store_true", help="time and memory only")
+    parser.add_argument("--cost", choices=list(NETWORKS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.cost:
+        print(json.dumps(cost(arguments.cost)))
+    elif arguments.measure:
+        costs()
+    else:
+        print(summary(results(arguments)))
+
+
+def results(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All lines of results.jsonl, once those that are missing were made."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {tuple(line["run"]) for line in lines}
+    pictures = {name: list(read(arguments.data)) for name, (read, _) in SETS.items()}
+    tasks = [(name, 0, FLOOR, 0) for name in SETS]
+    # seed by seed, so that a run that is cut off compares what is comparable
+    tasks += [
+        (name, fold, network, seed)
+        for seed in arguments.seeds
+        for name, (_, folds) in SETS.items()
+        for fold in folds
+        for network in NETWORKS
+    ]
+    for task in (task for task in tasks if task not in done):
+        made = [line | {"run": list(task)} for line in measure(task, pictures[task[0]], arguments.steps)]
+        with path.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in made))
+        lines += made
+        said = {key: round(float(np.mean([line[key] for line in made])), 3) for key in QUALITIES}
+        print(*task, said, file=sys.stderr)
+    return lines
+
+
+if __name__ == "__main__":
+    main()
