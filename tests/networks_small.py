@@ -48,7 +48,7 @@ OTHERS: list[NetworkSettings] = [
     DnCNNSettings(depth=2, features=5, pixel_unshuffle=1),
     DnCNNSettings(depth=5, features=4, pixel_unshuffle=2, norm="none"),
     VAESettings(features=(4, 5, 6), latent_channels=2, norm="none"),
-    VQVAESettings(features=(4, 5), residual_units=2, quantiser=EMASettings(codes=16, channels=2)),
+    VQVAESettings(features=(4, 5), residual_units=1, quantiser=EMASettings(codes=16, channels=2)),
     VQVAESettings(features=(6, 8, 8), residual_units=0, quantiser=FSQSettings(levels=(5, 4, 3))),
 ]
 

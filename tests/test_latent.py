@@ -259,12 +259,15 @@ def test_units_show_where_they_fire_most(name: str, tmp_path: Path, monkeypatch:
 
 
 def test_the_part_that_is_shown_is_where_the_unit_fired() -> None:
-    from medae.latent.firing import _around
+    from medae.latent.firing import _around, _framed
 
     assert _around(0, 12, 4, 40) == slice(0, 12)
     assert _around(5, 12, 4, 40) == slice(16, 28)  # the middle of the place is at 22
     assert _around(9, 12, 4, 40) == slice(28, 40)
     assert _around(2, 50, 4, 40) == slice(0, 40)
+    framed = _framed(np.zeros((12, 12, 3), np.uint8), 4, 8, 4)[..., 0]
+    assert framed[3, 7:].all() and framed[8, 7:].all() and framed[3:9, 7].all()
+    assert framed.sum() == 255 * (5 + 5 + 4)  # nothing inside, nothing beyond the edge
 
 
 # ---- the command line

@@ -21,6 +21,8 @@ from medae.pictures import RGB, display_range, to_rgb
 from medae.predictor import prepare
 from medae.preparation import Prepared
 
+FRAME = (255, 0, 0)
+
 
 class Shown(NamedTuple):
     """One place of one image; the first two order them."""
@@ -123,7 +125,20 @@ def _cut(prepared: Prepared, at: Sequence[np.intp], space: LatentSpace) -> RGB:
         _around(place, side, field.stride, length)
         for place, length in zip((row, column), pixels.shape[2:], strict=True)
     )
-    return to_rgb(pixels[:, slice_, rows, columns], low, high)
+    shown = to_rgb(pixels[:, slice_, rows, columns], low, high)
+    return _framed(shown, row * field.stride - rows.start, column * field.stride - columns.start, field.stride)
+
+
+def _framed(shown: RGB, row: int, column: int, side: int) -> RGB:
+    """A frame around the place itself, one pixel outside of it; cut off where the image ends."""
+    top, left, bottom, right = max(row - 1, 0), max(column - 1, 0), row + side, column + side
+    for line in (np.s_[top, left : right + 1], np.s_[top : bottom + 1, left]):
+        shown[line] = FRAME
+    if bottom < shown.shape[0]:
+        shown[bottom, left : right + 1] = FRAME
+    if right < shown.shape[1]:
+        shown[top : bottom + 1, right] = FRAME
+    return shown
 
 
 def _around(place: int, side: int, stride: int, length: int) -> slice:

@@ -14,7 +14,6 @@ CELL = 96
 LARGEST = 256
 """Larger ones are reduced to this."""
 GAP, LINE, CHARACTER = 6, 18, 7
-FRAME = (200, 200, 200)
 
 
 @dataclass(frozen=True)
