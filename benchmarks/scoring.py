@@ -42,7 +42,7 @@ SCORES: dict[str, list[dict[str, Any]]] = {
     "residual, statistics, their ranks (the demo's)": [
         {"kind": "rank_average", "members": ["l2_top_percent", "statistics"]},
         {"kind": "residual", "reducer": {"kind": "top_percent", "percent": 20}},
-        {"kind": "statistics", "optical_density": True},
+        {"kind": "statistics", "optical_density": True, "colour": True},
     ],
 }
 

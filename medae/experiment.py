@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from medae.data import AugmentSettings, DataConfig
 from medae.networks import AutoencoderSettings, NetworkConfig, NetworkSettings, StackedSettings, kinds_with
+from medae.networks.prior import PriorSettings, require_bounded
 from medae.objectives import ObjectiveConfig
 from medae.preparation import Preparation
 from medae.scores import SSIM, Residual
@@ -80,6 +81,8 @@ class Experiment(Settings):
     """The loss is their weighted sum."""
     augment: AugmentSettings = AugmentSettings()
     training: TrainingSettings = TrainingSettings()
+    prior: PriorSettings | None = None
+    """Over the codes of a vqvae, trained once the network is: it draws samples, and says how likely each code is."""
     intended_use: str = ""
     """For the model card."""
     limits: str = ""
@@ -230,6 +233,30 @@ class Experiment(Settings):
             needed = "a label image" if self.task.kind == "segmentation" else "a clean image, or task.corruption"
             raise ValueError(f"{self.task.kind} learns from pairs, so each case needs {needed}: give data.targets")
         return self
+
+    @model_validator(mode="after")
+    def _prior_fits_the_network(self) -> Self:
+        if self.prior is None:
+            return self
+        if self.network.latent != "codes":
+            has = f"a continuous latent ({self.network.latent})" if self.network.latent else "no latent"
+            raise ValueError(
+                f"a prior counts which code of a book follows which, and {self.network.kind} has {has}: take vqvae, or "
+                "leave prior out"
+            )
+        grid = self.prior_grid
+        if len(grid) != self.network.dims:
+            raise ValueError(f"the network is {self.network.dims}-D, so prior.grid has as many axes; got {list(grid)}")
+        require_bounded(grid)
+        return self
+
+    @property
+    def prior_grid(self) -> tuple[int, ...]:
+        """Codes along each axis that a prior sees at once: as told, or those of a training patch."""
+        if self.prior is not None and self.prior.grid is not None:
+            return self.prior.grid
+        stride = self.network.receptive_field().stride
+        return tuple(-(-length // stride) for length in self.training.patch)
 
 
 _NEEDED: Mapping[Need, str] = {

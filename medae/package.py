@@ -23,6 +23,7 @@ from medae.tasks import Segmentation, TaskConfig
 from medae.tiles import ReceptiveField
 
 FORMAT = 2
+WEIGHTS, PRIOR = "weights.safetensors", "prior.safetensors"
 ZOO = Path(__file__).parent / "zoo"
 
 
@@ -54,6 +55,10 @@ class Card(Settings):
     experiment: dict[str, Any] = Field(default_factory=dict)
     """The resolved experiment that made it: the package can be trained again from itself."""
     weights_sha256: str = ""
+    prior: dict[str, Any] | None = None
+    """Of a network with a code book: the settings of a prior over its codes, plain data until it is built."""
+    prior_sha256: str | None = None
+    """Of prior.safetensors, where there is a prior."""
     gate_sha256: str | None = None
     """Of gate/card.json, where the package carries a gate."""
 
@@ -67,12 +72,19 @@ class ModelPackage:
     card_json: bytes
     """card.json as it was read or will be written; a later medae may write the same card in other words."""
     calibration: Calibration | None = None
+    prior: Mapping[str, NDArray[Any]] | None = None
+    """The weights of the prior, where the card has one."""
 
     @classmethod
-    def seal(cls, card: Card, weights: Mapping[str, NDArray[Any]]) -> Self:
-        """A package in memory whose card carries the digest of these weights."""
-        card = card.model_copy(update={"weights_sha256": _sha256(_weights_bytes(weights))})
-        return cls(card, weights, _json_bytes(card))
+    def seal(
+        cls, card: Card, weights: Mapping[str, NDArray[Any]], prior: Mapping[str, NDArray[Any]] | None = None
+    ) -> Self:
+        """A package in memory whose card carries the digests of these weights."""
+        digests = {"weights_sha256": _sha256(_weights_bytes(weights))}
+        if prior is not None:
+            digests["prior_sha256"] = _sha256(_weights_bytes(prior))
+        card = card.model_copy(update=digests)
+        return cls(card, weights, _json_bytes(card), prior=prior)
 
     @property
     def digest(self) -> str:
@@ -84,6 +96,15 @@ class ModelPackage:
         _require_match(calibration, self.digest)
         return replace(self, calibration=calibration)
 
+    def retold(self, prior_weights: Mapping[str, NDArray[Any]] | None = None, **changes: Any) -> Self:
+        """The same answers under a card that says more, and with another prior where one is given: a package with a
+        digest of its own, which takes the calibration over."""
+        card = self.card.model_copy(update=changes)
+        made = type(self).seal(card, self.weights, self.prior if prior_weights is None else prior_weights)
+        if self.calibration is None:
+            return made
+        return made.calibrated(self.calibration.model_copy(update={"package_digest": made.digest}))
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the package; the folder appears, or a package that was there is replaced as a whole.
 
@@ -91,9 +112,11 @@ class ModelPackage:
         """
         files = {
             "card.json": self.card_json,
-            "weights.safetensors": _weights_bytes(self.weights),
+            WEIGHTS: _weights_bytes(self.weights),
             "README.md": _readme(self.card, self.digest).encode(),
         }
+        if self.prior is not None:
+            files[PRIOR] = _weights_bytes(self.prior)
         if self.calibration is not None:
             files["calibration.json"] = _json_bytes(self.calibration)
         _write_folder(Path(folder), files)
@@ -113,13 +136,8 @@ class ModelPackage:
             raise UnknownModel(f"{folder}: no model package there (a folder with card.json and weights.safetensors)")
         card_json = _read(folder / "card.json")
         card = _parse(folder / "card.json", card_json, Card)
-        data = _read(folder / "weights.safetensors")
-        if _sha256(data) != card.weights_sha256:
-            raise PackageError(
-                f"{folder}: weights.safetensors is not what card.json was made for (its digest differs): the package "
-                "is damaged or was changed. Copy or train it again."
-            )
-        package = cls(card, _parse_weights(folder, data), card_json)
+        prior = None if card.prior_sha256 is None else _verified(folder / PRIOR, card.prior_sha256)
+        package = cls(card, _verified(folder / WEIGHTS, card.weights_sha256), card_json, prior=prior)
         if calibrated and (folder / "calibration.json").is_file():
             path = folder / "calibration.json"
             calibration = _parse(path, _read(path), Calibration)
@@ -176,14 +194,21 @@ def _read(path: Path) -> bytes:
         raise PackageError(f"{path}: cannot be read ({error.strerror}); the package is not complete") from None
 
 
-def _parse_weights(folder: Path, data: bytes) -> Mapping[str, NDArray[Any]]:
+def _verified(path: Path, digest: str) -> Mapping[str, NDArray[Any]]:
+    """The tensors of a file that card.json names by its digest."""
     from safetensors import SafetensorError
     from safetensors.numpy import load as load_tensors
 
+    data = _read(path)
+    if _sha256(data) != digest:
+        raise PackageError(
+            f"{path.parent}: {path.name} is not what card.json was made for (its digest differs): the package is "
+            "damaged or was changed. Copy or train it again."
+        )
     try:
         return load_tensors(data)
     except SafetensorError as error:
-        raise PackageError(f"{folder}: weights.safetensors cannot be read: {error}") from None
+        raise PackageError(f"{path.parent}: {path.name} cannot be read: {error}") from None
 
 
 def _weights_bytes(weights: Mapping[str, NDArray[Any]]) -> bytes:

@@ -39,6 +39,14 @@ def load_settings(path: Path, kind: type[SettingsT], overrides: Sequence[str] = 
     return validate_settings(data, kind, str(path), lines)
 
 
+def changed(settings: SettingsT, overrides: Sequence[str]) -> SettingsT:
+    """The same settings but for `a.b=value`. Raises SettingsError."""
+    data = settings.model_dump(mode="json")
+    for override in overrides:
+        _set(data, override)
+    return validate_settings(data, type(settings), "--set")
+
+
 def validate_settings(data: Any, kind: type[SettingsT], name: str, lines: Lines | None = None) -> SettingsT:
     """Plain data as `kind`. Raises SettingsError, each mistake on a line that begins with `name`."""
     try:

@@ -15,7 +15,9 @@ from medae.networks import (
     SegNetSettings,
     UNetSettings,
     VAESettings,
+    VQVAESettings,
 )
+from medae.networks.quantisers import EMASettings, FSQSettings
 
 KINDS: tuple[type[NetworkSettings], ...] = get_args(get_args(NetworkConfig)[0])
 SMALL: dict[str, dict[str, Any]] = {
@@ -25,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dense_autoencoder": {"widths": (12, 5), "size": (8, 12)},
     "dncnn": {"depth": 3, "features": 6},
     "vae": {"features": (4, 6), "latent_channels": 3},
+    "vqvae": {"features": (8,), "quantiser": {"kind": "ema", "codes": 64, "channels": 6}},
 }
 OTHERS: list[NetworkSettings] = [
     UNetSettings(features=(4, 6, 8), strides=(1, 2), residual_units=1),
@@ -45,6 +48,8 @@ OTHERS: list[NetworkSettings] = [
     DnCNNSettings(depth=2, features=5, pixel_unshuffle=1),
     DnCNNSettings(depth=5, features=4, pixel_unshuffle=2, norm="none"),
     VAESettings(features=(4, 5, 6), latent_channels=2, norm="none"),
+    VQVAESettings(features=(4, 5), residual_units=2, quantiser=EMASettings(codes=16, channels=2)),
+    VQVAESettings(features=(6, 8, 8), residual_units=0, quantiser=FSQSettings(levels=(5, 4, 3))),
 ]
 
 
@@ -100,7 +105,9 @@ def built(settings: NetworkSettings, channels: int = 2, seed: int = 0) -> nn.Mod
                     values.normal_(0, 0.3)
                 for values in (module.running_var, module.weight):
                     values.uniform_(0.5, 1.5)
-    return network
+        if isinstance(settings, VQVAESettings):  # a book that has seen encodings
+            network.train()(noise(4, channels, *[32 if settings.dims == 2 else 12] * settings.dims))
+    return network.eval()
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:

@@ -20,9 +20,11 @@ import yaml
 from medae.batch.settings import BatchSettings
 from medae.data import Case
 from medae.experiment import Experiment
+from medae.tasks import Anomaly
 from medae_service.answering import PARAMETERS
 from medae_service.description import openapi
 from medae_service.settings import ServiceSettings
+from tests.conftest import untrained_package
 from tests.service_parts import client_of, png, segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,6 +167,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = segmenter("nuclei-unet")
     for name in ("demo/models/nuclei-unet/package", "runs/my-nuclei/package"):
         package.save(folder / name)
+    vae = {"kind": "vae", "features": (4, 6), "latent_channels": 3}
+    untrained_package(Anomaly(), vae).save(folder / "demo/models/anomaly-tissue/package")
     (folder / "demo/inputs").mkdir()
     for name in ("tissue.png", "tissue-noisy.png"):
         (folder / "demo/inputs" / name).write_bytes(png())

@@ -158,7 +158,7 @@ class Holder(Settings):
 def test_the_union_has_every_architecture_of_the_folder() -> None:
     files = {module.name for module in pkgutil.iter_modules(medae.networks.__path__)}
     kinds = {kind.model_fields["kind"].default for kind in KINDS}
-    assert files - {"base", "blocks", "latent", "pooling", "reach"} == kinds
+    assert files - {"base", "blocks", "latent", "pooling", "prior", "quantisers", "reach"} == kinds
 
 
 @varied
@@ -187,6 +187,10 @@ def test_every_field_is_explained(kind: type[NetworkSettings]) -> None:
         ({"kind": "dncnn", "depth": 1}, "greater than or equal to 2"),
         ({"kind": "dncnn", "pixel_unshuffle": 3}, "Input should be 1 or 2"),
         ({"kind": "vae", "latent_channels": 0}, "greater than 0"),
+        ({"kind": "vqvae", "norm": "batch"}, "Input should be 'none'"),
+        ({"kind": "vqvae", "quantiser": {"kind": "kmeans"}}, "'ema', 'fsq'"),
+        ({"kind": "vqvae", "quantiser": {"kind": "ema", "codes": 1}}, "greater than or equal to 2"),
+        ({"kind": "vqvae", "quantiser": {"kind": "fsq", "levels": [8, 1]}}, "greater than or equal to 2"),
         ({"kind": "vae", "size": [30, 32]}, "size must be a multiple of the stride, 8, along each axis; got [30, 32]"),
         ({"kind": "vae", "size": [8, 32, 32]}, "the network is 2-D, so size is (rows, columns); got [8, 32, 32]"),
         ({"kind": "segnet", "size": [32, 32]}, "a flat code (size) needs a length: give bottleneck"),

@@ -243,7 +243,7 @@ def test_a_variance_head_learns_where_residuals_are_large(monkeypatch: pytest.Mo
 def test_statistics_and_ensembles_see_what_is_unlike_in_either_direction(channels: int) -> None:
     package = fitted(
         SCORES["l2"] | {"two_sided": True},
-        {"kind": "statistics"},
+        {"kind": "statistics", "colour": True},
         {"kind": "rank_average", "members": ["l2_mean", "statistics"]},
         channels=channels,
         count=40,

@@ -73,6 +73,26 @@ def anomaly(root: Path, **training: Any) -> Experiment:
     )
 
 
+def codes(root: Path, *, prior: dict[str, Any] | None = None, **training: Any) -> Experiment:
+    """VQ-VAE with a book of 16 entries, at a quarter of the size; its draws are those of its restarts."""
+    return Experiment.model_validate(
+        {
+            "name": "words-of-discs",
+            "data": {"kind": "folder", "root": root, "images": "images/*.png", "validation": 0.25, "test": 0.25},
+            "task": {"kind": "anomaly"},
+            "network": {
+                "kind": "vqvae",
+                "features": [6, 8],
+                "residual_units": 0,
+                "quantiser": {"kind": "ema", "codes": 16, "channels": 4},
+            },
+            "objectives": [{"kind": "mse"}, {"kind": "commitment"}],
+            "prior": prior,
+            "training": TRAINING | {"ema": None} | training,
+        }
+    )
+
+
 def lines(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from medae.backends.torch import network_of
 from medae.image import Image
+from medae.metrics.book import Usage
 from medae.metrics.posterior import Posterior, alarm
-from medae.networks import Gaussian, Output, kinds_with, run
+from medae.networks import Codes, Gaussian, Output, kinds_with, run
+from medae.networks.vqvae import VQVAE
 from medae.objectives import LikelihoodTerm, ObjectiveConfig
 from medae.package import Card, ModelPackage
 
@@ -41,6 +43,7 @@ class CodeReport:
         self._likelihood = _likelihood(card)
         self._posterior = Posterior()
         self._bits: list[tuple[float, int]] = []
+        self._codes: list[NDArray[Any]] = []
 
     def see(self, image: Image) -> None:
         """Costs a forward of up to 16 patches; nothing where there is nothing to report. Raises UnfitImage."""
@@ -59,20 +62,27 @@ class CodeReport:
     def _note(self, output: Output, x: Tensor) -> None:
         if isinstance(output.latent, Gaussian):
             self._posterior.see(*(_numpy(each) for each in (output.latent.mean, output.latent.log_variance)))
+        if isinstance(output.latent, Codes):
+            self._codes.append(output.latent.indices.cpu().numpy())
         if self._likelihood is not None:
             self._bits.append((float(self._likelihood.bits_per_value(output, x)), len(x)))
 
     def summary(self) -> dict[str, Any]:
         """Plain data: `posterior`, as `Posterior.summary` says it, and `bits_per_value` of 8-bit values, given the
-        point of the latent (without what the latent itself costs); each where there is one. Warns of a collapsed
-        code."""
+        point of the latent (without what the latent itself costs), `codes`, as `Usage.summary` says them; each where
+        there is one. Warns of a collapsed code."""
         posterior = self._posterior.summary()
         warning = alarm(posterior)
         if warning is not None:
             logger.warning(warning)
         values, weights = zip(*self._bits, strict=True) if self._bits else ((), ())
         bits = {"bits_per_value": float(np.average(values, weights=weights))} if self._bits else {}
-        return bits | ({"posterior": posterior} if posterior else {})
+        return bits | ({"posterior": posterior} if posterior else {}) | self._book()
+
+    def _book(self) -> dict[str, Any]:
+        if not isinstance(self._network, VQVAE) or not self._codes:
+            return {}
+        return {"codes": Usage.of(self._codes, self._network.quantiser.codes).summary}
 
     def _patches(self, pixels_CSRW: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, C, *spatial), on a regular grid."""
@@ -90,7 +100,7 @@ class CodeReport:
 
 def _says_more(card: Card) -> bool:
     kind = card.network.get("kind")
-    return kind in kinds_with(frozenset({"gaussian"})) or _likelihood(card) is not None
+    return kind in kinds_with(frozenset({"gaussian", "codes"})) or _likelihood(card) is not None
 
 
 def _likelihood(card: Card) -> LikelihoodTerm | None:

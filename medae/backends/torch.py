@@ -3,9 +3,9 @@
 import ctypes
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from medae.backends.observer import observed
 from medae.errors import LimitExceeded, PackageError, UsageError
 from medae.package import ModelPackage
 from medae.scores import PREFIX
+
+if TYPE_CHECKING:
+    from medae.networks.prior import Prior
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +83,38 @@ def network_of(package: ModelPackage) -> nn.Module:
     try:
         settings = TypeAdapter[Any](NetworkConfig).validate_python(card.network)
         network: nn.Module = settings.build(card.channels_in, card.task.network_channels(card.channels_in))
-        own = {name: value for name, value in package.weights.items() if not name.startswith(PREFIX)}
-        network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in own.items()})
+        _fill(network, {name: value for name, value in package.weights.items() if not name.startswith(PREFIX)})
     except ValidationError as error:
         raise PackageError(f"the card's network is not known to this medae: {error.errors()[0]['msg']}") from None
     except RuntimeError:
         raise PackageError("the weights do not fit the network of the card; the package is damaged") from None
     return network
+
+
+def prior_of(package: ModelPackage) -> "Prior":
+    """The package's prior over the codes of its network, at evaluation, on the CPU.
+
+    Raises UsageError where it has none, PackageError where the weights do not fit.
+    """
+    from medae.networks.prior import PriorSettings
+    from medae.networks.vqvae import VQVAESettings
+
+    if package.card.prior is None or package.prior is None:
+        raise UsageError("this package has no prior over its codes; make one with `medae latent prior`")
+    try:
+        settings = PriorSettings.model_validate(package.card.prior)
+        codes, _ = VQVAESettings.model_validate(package.card.network).quantiser.book
+        prior = settings.build(codes, settings.grid or ())
+        _fill(prior, package.prior)
+    except ValidationError as error:
+        raise PackageError(f"the card's prior is not known to this medae: {error.errors()[0]['msg']}") from None
+    except RuntimeError:
+        raise PackageError("the prior's weights do not fit the card; the package is damaged") from None
+    return prior.eval()
+
+
+def _fill(module: nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:
+    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
 
 
 def choose_device(device: str) -> torch.device:

@@ -11,6 +11,7 @@ import typer
 
 from medae import __version__
 from medae.cli.batch import batch
+from medae.cli.latent import latent
 from medae.cli.options import AsJson, Device, Dicom, Inputs, Out, Output, Package, keep_heap, require_existing
 from medae.cli.scores import calibrate, rescore
 from medae.cli.terminal import complain, print_json, stderr
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.add_typer(batch)
+app.add_typer(latent)
 app.add_typer(token)
 app.command()(calibrate)
 app.command()(rescore)

@@ -26,7 +26,7 @@ from medae.image import Geometry, Image
 TILE = 24
 """Pixels along a side of an anomaly tile."""
 
-ABNORMAL = ("ink", "fold", "foreign", "blur", "bubble", "compressed", "stain-shift")
+ABNORMAL = ("ink", "fold", "foreign", "blur", "bubble", "compressed", "stain")
 """Labels of the abnormal test tiles."""
 
 LOCAL = ("ink", "fold", "foreign", "bubble")

@@ -22,9 +22,16 @@ from medae.networks.latent import Code, Codes, Gaussian, Latent
 from medae.networks.segnet import SegNetSettings
 from medae.networks.unet import UNetSettings
 from medae.networks.vae import VAESettings
+from medae.networks.vqvae import VQVAESettings
 
 NetworkConfig = Annotated[
-    UNetSettings | SegNetSettings | ConvAutoencoderSettings | DenseAutoencoderSettings | DnCNNSettings | VAESettings,
+    UNetSettings
+    | SegNetSettings
+    | ConvAutoencoderSettings
+    | DenseAutoencoderSettings
+    | DnCNNSettings
+    | VAESettings
+    | VQVAESettings,
     Field(discriminator="kind"),
 ]
 
@@ -55,6 +62,7 @@ __all__ = [
     "Stage",
     "UNetSettings",
     "VAESettings",
+    "VQVAESettings",
     "kinds_with",
     "run",
 ]

@@ -15,6 +15,10 @@ class Code:
     context: tuple[Tensor, ...] = ()
     """What the decoder needs beside the point, shallow to deep: SegNet's pooling indices."""
 
+    def numbers(self) -> dict[str, Tensor]:
+        """What a training reports of a batch: nothing."""
+        return {}
+
     def draw(self) -> "Code":
         """Itself: nothing is left to chance."""
         return self
@@ -31,6 +35,10 @@ class Gaussian:
     mean: Tensor
     log_variance: Tensor
 
+    def numbers(self) -> dict[str, Tensor]:
+        """What a training reports of a batch: nothing."""
+        return {}
+
     def draw(self) -> Code:
         """A sample that gradients pass through (Kingma 2014, https://arxiv.org/abs/1312.6114, section 2.4)."""
         return Code(self.mean + torch.exp(0.5 * self.log_variance) * torch.randn_like(self.mean))
@@ -46,6 +54,18 @@ class Codes:
 
     indices: Tensor
     vectors: Tensor
+    encoded: Tensor | None = None
+    """What was rounded to the vectors, of a book that learns: the commitment objective holds it close to them."""
+
+    def numbers(self) -> dict[str, Tensor]:
+        """What a training reports of a batch: how many entries it chose, and as how many equally frequent ones they
+        count (perplexity)."""
+        counts = torch.bincount(self.indices.flatten())
+        share = counts / self.indices.numel()
+        return {
+            "codes_used": (counts > 0).sum().float(),
+            "perplexity": torch.exp(-torch.special.xlogy(share, share).sum()),
+        }
 
     def draw(self) -> Code:
         """The vectors: a quantised code leaves nothing to chance."""

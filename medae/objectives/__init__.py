@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from medae.errors import SettingsError
 from medae.networks.base import Output
 from medae.objectives.base import ObjectiveSettings, Term
+from medae.objectives.commitment import Commitment
 from medae.objectives.divergence import KL
 from medae.objectives.fidelity import L1, MSE, SSIM
 from medae.objectives.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, LikelihoodTerm
@@ -32,6 +33,7 @@ ObjectiveConfig = Annotated[
     | BernoulliLikelihood
     | CategoricalLikelihood
     | KL
+    | Commitment
     | SparseKL
     | SparseL1
     | SparseL2,
@@ -70,6 +72,7 @@ __all__ = [
     "SSIM",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
+    "Commitment",
     "CrossEntropy",
     "Dice",
     "DiceCE",

@@ -49,8 +49,7 @@ class StatisticScore(Score, ABC):
 
 class Statistics(StatisticScore):
     """Per channel the logarithms of the energy of the Laplacian and of the gradient at each scale and, unless they do
-    not count, the mean and the logarithm of the standard deviation. Of colour, also the energies of red less green and
-    blue less green, which compression takes away first.
+    not count, the mean and the logarithm of the standard deviation.
     """
 
     kind: Literal["statistics"] = "statistics"
@@ -58,13 +57,16 @@ class Statistics(StatisticScore):
     """Each halves the resolution."""
     intensity: bool = True
     """Whether mean and standard deviation count."""
+    colour: bool = False
+    """Whether, of RGB, the energies of red less green and of blue less green count too: compression takes colour away
+    first."""
     optical_density: bool = False
     """Of slides in bright field, in 0..1: the amount of stain, -log of the light, instead of the light itself."""
 
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """The statistics, channel by channel."""
         values = pixels_CSRW.astype(np.float32)
-        rows = self._energies(values[::2] - values[1:2]) if len(values) == 3 else []
+        rows = self._energies(values[::2] - values[1:2]) if self.colour and len(values) == 3 else []
         if self.optical_density:
             values = np.maximum(values, 0)
             values *= np.float32(1 - DARKEST)

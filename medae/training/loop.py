@@ -33,6 +33,7 @@ from medae.training.log import NAME as METRICS
 from medae.training.log import Log
 from medae.training.material import Batch, Material, batches_from, pair, read_material, seed_of
 from medae.training.pictures import strip
+from medae.training.prior import with_prior
 from medae.training.state import LAST, State, layout_on
 from medae.training.stopping import Stop
 from medae.training.validation import finished, validate, with_metrics
@@ -165,7 +166,7 @@ def _step(training: Training, batch: Batch) -> None:
 
 
 def _loss(training: Training, stage: int | None, x: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total, and its terms by name; of one stage where only that is trained."""
+    """The total, and by name its terms and what the latent reports; of one stage where only that is trained."""
     network, fabric = training.state.network, training.fabric
     if stage is not None and isinstance(network, StackedAutoencoder):
         with fabric.autocast():
@@ -174,7 +175,7 @@ def _loss(training: Training, stage: int | None, x: Tensor, target: Tensor) -> t
     with fabric.autocast():
         output = run_network(network, x)
     total, terms = training.loss(output, target, training.progress)
-    return total, terms
+    return total, terms | (output.latent.numbers() if output.latent is not None else {})
 
 
 def learning_rate(settings: TrainingSettings, progress: float) -> float:
@@ -242,11 +243,27 @@ def _finish(training: Training) -> ModelPackage:
         )
     best = ModelPackage.load(training.out / PACKAGE)
     package = finished(best, training.experiment, training.material.validation)
+    package = _with_prior(training, package)
     if package is not best:
         package.save(training.out / PACKAGE)
     training.state.finished = True
     _save(training)
     return package
+
+
+def _with_prior(training: Training, package: ModelPackage) -> ModelPackage:
+    """With the prior that the experiment asks for. A training that is stopped here begins it again when resumed."""
+    if training.experiment.prior is None:
+        return package
+    steps = training.experiment.prior.steps
+
+    def watch(step: int, bits: float) -> None:
+        training.log.said(f"prior: step {step}/{steps}  {bits:.3f} bits a code")
+        if training.stop.asked:
+            _save(training)
+            training.stop.obey()
+
+    return with_prior(package, training.experiment, watch=watch)
 
 
 def _state_in(out: Path, experiment: Experiment, device: torch.device, *, resume: bool) -> State:
