@@ -43,7 +43,7 @@ format: $(INSTALLED) ## Format, and mend what the linter can
 test: $(INSTALLED) ## The tests (ARGS="tests/test_io.py -x" for some of them)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
-peers: $(INSTALLED) ## Tests against other programs (dciodvfy, dcmtk, Chromium)
+peers: $(INSTALLED) ## Tests against other programs (dciodvfy, dcmtk, Orthanc, Chromium)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m peers -rs $(ARGS)
 
 slow: $(INSTALLED) ## Tests that take minutes (trainings, the wheel)

@@ -8,6 +8,9 @@
 - plain: FastAPI + uvicorn + Pillow + torch (benchmarks/plain.py), the same clients; `threads` is its `def` endpoint,
   `inline` its `async def` one.
 
+The processor time a picture takes (of all the server's processes, without the client's) is disturbed less than the rate
+where the machine has other work.
+
 Then latency at 70 % of the service's rate, and that of its health while a large volume runs in every worker.
 
     python -m benchmarks.service [--package runs/nuclei-unet/package]
@@ -18,12 +21,13 @@ import asyncio
 import gzip
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from multiprocessing.synchronize import Barrier
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -99,44 +103,62 @@ def whole(package: ModelPackage) -> Callable[[bytes], object]:
 WAYS = {"bare": bare, "whole": whole}
 
 
-def in_process(folder: Path, way: str, seconds: float) -> float:
-    """Pictures a second of WORKERS processes with one thread each."""
-    context = multiprocessing.get_context("spawn")
-    barrier, queue = context.Barrier(WORKERS), context.SimpleQueue()
-    processes = [context.Process(target=_loop, args=(folder, way, seconds, barrier, queue)) for _ in range(WORKERS)]
-    for process in processes:
-        process.start()
-    rates = [queue.get() for _ in processes]
-    for process in processes:
-        process.join()
-    return float(sum(rates))
+class InProcess:
+    """WORKERS processes with one thread each, started once."""
+
+    def __init__(self, package: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ends = []
+        for _ in range(WORKERS):
+            ours, its = context.Pipe()
+            context.Process(target=_serve_loops, args=(package, its), daemon=True).start()
+            self._ends.append(ours)
+        for end in self._ends:
+            end.recv()
+
+    def rate(self, way: str, seconds: float) -> tuple[float, float]:
+        """(pictures a second of all, processor milliseconds a picture)."""
+        for end in self._ends:
+            end.send((way, seconds))
+        done = [end.recv() for end in self._ends]
+        return sum(rate for rate, _ in done), sum(cpu for _, cpu in done) / WORKERS
 
 
-def _loop(folder: Path, way: str, seconds: float, barrier: Barrier, queue: Any) -> None:
+def _serve_loops(folder: Path, end: Connection) -> None:
     from medae.backends.torch import keep_heap
-    from medae.package import load
+    from medae.package import load as load_package
 
     keep_heap()
-    work, data = WAYS[way](load(folder)), pictures()
-    for one in data:
-        work(one)
-    barrier.wait()
-    begin, done = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds:
-        work(data[done % len(data)])
-        done += 1
-    queue.put(done / (time.perf_counter() - begin))
+    package, data = load_package(folder), pictures()
+    works = {name: way(package) for name, way in WAYS.items()}
+    for work in works.values():
+        for one in data:
+            work(one)
+    end.send("ready")
+    while True:
+        try:
+            name, seconds = end.recv()
+        except EOFError:  # the benchmark is over
+            return
+        begin, spent, done = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - begin < seconds:
+            works[name](data[done % len(data)])
+            done += 1
+        spent = time.process_time() - spent
+        end.send((done / (time.perf_counter() - begin), 1000 * spent / done))
 
 
 # over HTTP
 
 
 def throughput(server: Server, path: str, seconds: float, items: int = 1) -> tuple[float, float]:
-    """(pictures a second, the server's processor milliseconds a picture) with AT_ONCE pictures in flight."""
+    """(pictures a second, the server's processor milliseconds a picture) of AT_ONCE clients, or of four with many."""
     data = pictures()
     requests = [load.post(path, [data[(first + n) % len(data)] for n in range(items)]) for first in range(len(data))]
     begun = server.cpu()
-    answers = asyncio.run(load.closed(server.url, requests, at_once=AT_ONCE // items or 1, seconds=seconds))
+    answers = asyncio.run(
+        load.closed(server.url, requests, at_once=AT_ONCE if items == 1 else 2 * WORKERS, seconds=seconds)
+    )
     spent = server.cpu() - begun
     require_ok(answers)
     return load.rate_of(answers) * items, 1000 * spent / (len(answers) * items)
@@ -210,6 +232,7 @@ def compare(package: Path, rounds: int, seconds: float) -> tuple[dict[str, list[
     """Pictures a second and processor milliseconds a picture, by what was measured, one number a round."""
     rates: dict[str, list[float]] = {}
     spent: dict[str, list[float]] = {}
+    here = InProcess(package)
     with medae_server([package], workers=WORKERS) as ours, plain_server(package, workers=WORKERS) as plain:
         served = {
             "service": (ours, "/v1/segment", 1),
@@ -220,12 +243,15 @@ def compare(package: Path, rounds: int, seconds: float) -> tuple[dict[str, list[
         for server, path, items in served.values():
             throughput(server, path, 2, items)
         for _ in range(rounds):
-            for way in WAYS:
-                rates.setdefault(f"in-process, {way}", []).append(in_process(package, way, seconds))
-            for name, (server, path, items) in served.items():
-                rate, cpu = throughput(server, path, seconds, items)
+            measured = {f"in-process, {way}": here.rate(way, seconds) for way in WAYS}
+            measured |= {
+                name: throughput(server, path, seconds, items) for name, (server, path, items) in served.items()
+            }
+            for name, (rate, cpu) in measured.items():
                 rates.setdefault(name, []).append(rate)
                 spent.setdefault(name, []).append(cpu)
+            said = {name: f"{rate:.1f}/s {cpu:.1f} ms" for name, (rate, cpu) in measured.items()}
+            print(said, file=sys.stderr, flush=True)
     return rates, spent
 
 
@@ -258,12 +284,13 @@ def _print_throughput(package: Path, rounds: int, seconds: float) -> None:
         (
             name,
             f"{median(rate):.1f} ({min(rate):.1f}-{max(rate):.1f})",
-            f"{median(spent[name]):.1f}" if name in spent else "",
+            f"{median(spent[name]):.1f}",
             *(median(rate) / each for each in base.values()),
+            median(spent["in-process, bare"]) / median(spent[name]),
         )
         for name, rate in rates.items()
     ]
-    print(table(("what", "pictures/s", "CPU ms", "/ bare", "/ whole", "/ plain, threads"), rows))
+    print(table(("what", "pictures/s", "CPU ms", "/ bare", "/ whole", "/ plain, threads", "CPU of bare / CPU"), rows))
 
 
 def _print_latency(package: Path, seconds: float) -> None:

@@ -14,6 +14,7 @@ from medae.io.answer import Algorithm, AnswerFile, Findings, LabelSize
 from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.package import ModelPackage
 from medae.predictor import Prediction
+from medae.pseudonyms import Pseudonyms
 from medae.tasks import Segmentation
 
 Output = Literal["default", "probabilities", "labels-nifti", "summary", "overlay"]
@@ -31,8 +32,14 @@ def check_output(output: str, package: ModelPackage) -> Output:
     return output  # type: ignore[return-value]  # checked against its own list
 
 
-def check_dicom(dicom: DicomAnswers, package: ModelPackage) -> None:
-    """Raises UsageError for words about DICOM answers that this model's answers have no place for."""
+def check_dicom(dicom: DicomAnswers, package: ModelPackage, pseudonyms: Pseudonyms | None = None) -> None:
+    """Raises UsageError for words about DICOM answers that this model's answers have no place for, and for
+    de-identification without a key."""
+    if dicom.deidentify and pseudonyms is None:
+        raise UsageError(
+            "deidentify needs the key of the site, under which UIDs are replaced: --id-key FILE on the command line, "
+            "id_key in the service's or the batch's settings, pseudonyms=Pseudonyms.from_file(...) in Python"
+        )
     task = package.card.task
     if dicom.seg != DEFAULT_DICOM.seg and not isinstance(task, Segmentation):
         raise UsageError(f"seg={dicom.seg} is about labels; this model does {task.kind}")
@@ -48,19 +55,20 @@ def answer_files(
     original: Image,
     output: str = "default",
     dicom: DicomAnswers = DEFAULT_DICOM,
+    pseudonyms: Pseudonyms | None = None,
 ) -> list[AnswerFile]:
     """The files of one answer, named `stem` + suffix.
 
-    original: the image that was asked about; overlays show it. dicom: how answers to DICOM are written.
-    An anomaly answer begins with its summary.
+    original: the image that was asked about; overlays show it. dicom: how answers to DICOM are written; de-identified
+    ones need `pseudonyms`. An anomaly answer begins with its summary.
     """
     wanted = check_output(output, package)
-    check_dicom(dicom, package)
+    check_dicom(dicom, package, pseudonyms)
     if wanted == "summary":
         return [summary_file(prediction, stem=stem, files=[])]
     made = _made(prediction, package, stem, original, wanted, dicom)
     if original.source.format == "dicom":
-        made = _dressed(made, prediction, package, stem, dicom)
+        made = _dressed(made, prediction, package, stem, dicom, pseudonyms)
     if wanted == "default" and package.card.task.kind == "anomaly":
         return [summary_file(prediction, stem=stem, files=made), *made]
     return made
@@ -77,7 +85,7 @@ def summary(prediction: Prediction, *, id: str, files: Sequence[AnswerFile]) -> 
         "percentile": prediction.percentile,
         "p_value": prediction.p_value,
         "decision": prediction.decision,
-        "gate": None,
+        "gate": prediction.gate.model_dump(mode="json") if prediction.gate is not None else None,
         "files": [
             {"name": file.name, "media_type": file.media_type, "sha256": hashlib.sha256(file.data).hexdigest()}
             for file in files
@@ -144,14 +152,23 @@ def _maps(
 
 
 def _dressed(
-    made: list[AnswerFile], prediction: Prediction, package: ModelPackage, stem: str, dicom: DicomAnswers
+    made: list[AnswerFile],
+    prediction: Prediction,
+    package: ModelPackage,
+    stem: str,
+    dicom: DicomAnswers,
+    pseudonyms: Pseudonyms | None,
 ) -> list[AnswerFile]:
-    """With the report, compressed: what may be asked of any answer to DICOM."""
+    """With the report, de-identified, compressed: what may be asked of any answer to DICOM."""
     if dicom.report:
         from medae.io.dicom_report import encode_report
 
         found, algorithm = _findings(prediction, package), _algorithm(package)
         made = [*made, encode_report(prediction.image, found, stem=stem, algorithm=algorithm, answers=made)]
+    if dicom.deidentify and pseudonyms is not None:
+        from medae.io.dicom_deidentify import deidentified
+
+        made = deidentified(made, pseudonyms)
     if dicom.compress != "none":
         from medae.io.dicom_compress import compressed
 
@@ -164,7 +181,7 @@ def _findings(prediction: Prediction, package: ModelPackage) -> Findings:
     task, scores = package.card.task, prediction.scores
     if not isinstance(task, Segmentation):
         placed = (prediction.percentile, prediction.p_value, prediction.decision)
-        return Findings((), scores, *placed)
+        return Findings((), scores, *placed, gate=prediction.gate)
     sizes = [
         LabelSize(
             label,
@@ -175,7 +192,7 @@ def _findings(prediction: Prediction, package: ModelPackage) -> Findings:
         )
         for number, label in enumerate(task.labels, 1)
     ]
-    return Findings(tuple(sizes))
+    return Findings(tuple(sizes), gate=prediction.gate)
 
 
 def overlay(prediction: Prediction, package: ModelPackage, original: Image) -> pictures.RGB:

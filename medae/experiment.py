@@ -66,6 +66,20 @@ class TrainingSettings(Settings):
     """Validation cases that are drawn at each validation: input, target, output."""
 
 
+class GateSettings(Settings):
+    """A gate for the model: how far an input is from the images that the model was made from."""
+
+    steps: PositiveInt = 600
+    """Of each of its trainings."""
+    features: tuple[PositiveInt, ...] = Field(default=(8, 16, 32), min_length=1, max_length=6)
+    """Of its small VAE."""
+    latent_channels: PositiveInt = 8
+    shape: bool = True
+    """For segmentation: a second VAE, on the masks, says whether the shape of an answer is plausible."""
+    references: PositiveInt = 200
+    """So many images calibrate it, or half of them where there are fewer; under 100 it is not calibrated."""
+
+
 class Experiment(Settings):
     """One training, from images to a package."""
 
@@ -81,6 +95,8 @@ class Experiment(Settings):
     """The loss is their weighted sum."""
     augment: AugmentSettings = AugmentSettings()
     training: TrainingSettings = TrainingSettings()
+    gate: GateSettings | None = None
+    """For segmentation and restoration; null: the package carries no gate."""
     prior: PriorSettings | None = None
     """Over the codes of a vqvae, trained once the network is: it draws samples, and says how likely each code is."""
     intended_use: str = ""
@@ -92,6 +108,12 @@ class Experiment(Settings):
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults too, as plain data: what the model card keeps."""
         return self.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _gate_fits_the_task(self) -> Self:
+        if self.gate is not None and self.task.kind == "anomaly":
+            raise ValueError("an anomaly model says itself how far an image is from what it knows; leave gate out")
+        return self
 
     @model_validator(mode="after")
     def _objectives_fit_the_task(self) -> Self:

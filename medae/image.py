@@ -130,6 +130,11 @@ class Source:
     format: str = "array"
     """png, jpeg, tiff, nifti, metaimage, nrrd, dicom; array when the image was made in Python."""
 
+    @property
+    def modality(self) -> str | None:
+        """DICOM's code of what made the image, such as CT; None where the file does not say."""
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class Image:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from medae.calibration import Calibration
+from medae.checks import InputChecks
 from medae.errors import OutputError, PackageError, SettingsError, UnknownModel
 from medae.io.answer import AnswerFile, write_files
 from medae.preparation import Preparation
@@ -25,6 +26,8 @@ from medae.tiles import ReceptiveField
 FORMAT = 2
 WEIGHTS, PRIOR = "weights.safetensors", "prior.safetensors"
 ZOO = Path(__file__).parent / "zoo"
+GATE, SHAPE = "gate", "shape"
+"""Folders of the packages inside a package."""
 
 
 class Card(Settings):
@@ -61,6 +64,10 @@ class Card(Settings):
     """Of prior.safetensors, where there is a prior."""
     gate_sha256: str | None = None
     """Of gate/card.json, where the package carries a gate."""
+    shape_sha256: str | None = None
+    """Of shape/card.json, where it carries a model of its masks' shapes."""
+    checks: InputChecks | None = None
+    """Of a gate: what the images were like that its model was trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +81,10 @@ class ModelPackage:
     calibration: Calibration | None = None
     prior: Mapping[str, NDArray[Any]] | None = None
     """The weights of the prior, where the card has one."""
+    gate: "ModelPackage | None" = None
+    """An anomaly model of the images that this one was made from."""
+    shape: "ModelPackage | None" = None
+    """An anomaly model of their masks, as grey levels."""
 
     @classmethod
     def seal(
@@ -96,11 +107,18 @@ class ModelPackage:
         _require_match(calibration, self.digest)
         return replace(self, calibration=calibration)
 
+    def gated(self, gate: "ModelPackage", shape: "ModelPackage | None" = None) -> Self:
+        """The same model with a gate, and so with another card and digest; a calibration is lost with the old one."""
+        digests = {"gate_sha256": _sha256(gate.card_json), "shape_sha256": shape and _sha256(shape.card_json)}
+        card = self.card.model_copy(update=digests)
+        return replace(self, card=card, card_json=_json_bytes(card), calibration=None, gate=gate, shape=shape)
+
     def retold(self, prior_weights: Mapping[str, NDArray[Any]] | None = None, **changes: Any) -> Self:
         """The same answers under a card that says more, and with another prior where one is given: a package with a
         digest of its own, which takes the calibration over."""
         card = self.card.model_copy(update=changes)
-        made = type(self).seal(card, self.weights, self.prior if prior_weights is None else prior_weights)
+        sealed = type(self).seal(card, self.weights, self.prior if prior_weights is None else prior_weights)
+        made = replace(sealed, gate=self.gate, shape=self.shape)
         if self.calibration is None:
             return made
         return made.calibrated(self.calibration.model_copy(update={"package_digest": made.digest}))
@@ -110,6 +128,10 @@ class ModelPackage:
 
         Raises OutputError where it cannot be written, and where the folder holds something else.
         """
+        _write_folder(Path(folder), self._files())
+
+    def _files(self) -> dict[str, bytes]:
+        """Relative path -> content."""
         files = {
             "card.json": self.card_json,
             WEIGHTS: _weights_bytes(self.weights),
@@ -119,7 +141,10 @@ class ModelPackage:
             files[PRIOR] = _weights_bytes(self.prior)
         if self.calibration is not None:
             files["calibration.json"] = _json_bytes(self.calibration)
-        _write_folder(Path(folder), files)
+        for part, inner in ((GATE, self.gate), (SHAPE, self.shape)):
+            if inner is not None:
+                files |= {f"{part}/{name}": content for name, content in inner._files().items()}
+        return files
 
     def save_calibration(self, folder: Path) -> None:
         """Write calibration.json alone beside the card and weights that are there. Raises OutputError."""
@@ -143,7 +168,25 @@ class ModelPackage:
             calibration = _parse(path, _read(path), Calibration)
             _require_match(calibration, package.digest)
             package = package.calibrated(calibration)
-        return package
+        gate, shape = _inner(folder / GATE, card.gate_sha256), _inner(folder / SHAPE, card.shape_sha256)
+        return replace(package, gate=gate, shape=shape)
+
+
+def _inner(folder: Path, digest: str | None) -> ModelPackage | None:
+    """The package inside another one, which names it. Raises PackageError where it is another or has one itself."""
+    if digest is None:
+        if folder.exists():
+            raise PackageError(f"{folder}: card.json does not name it; copy the package again, or take it away")
+        return None
+    try:
+        package = ModelPackage.load(folder)
+    except UnknownModel:
+        raise PackageError(f"{folder}: card.json names it and it is not there; copy the package again") from None
+    if _sha256(package.card_json) != digest:
+        raise PackageError(f"{folder}: not the one that card.json names (its digest differs); copy the package again")
+    if package.gate is not None or package.shape is not None or package.card.task.kind != "anomaly":
+        raise PackageError(f"{folder}: a gate is an anomaly model without a gate of its own; make the package again")
+    return package
 
 
 def load(package: str | os.PathLike[str]) -> ModelPackage:

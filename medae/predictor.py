@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 import medae
 from medae.backends import Backend, open_backend
 from medae.errors import UnfitImage, UsageError
+from medae.gate import Gate
 from medae.image import Image
 from medae.package import Card, ModelPackage
 from medae.preparation import Prepared
 from medae.tasks import Anomaly, Segmentation
 from medae.tiles import BlendStitcher, CoreStitcher, ReceptiveField, Tile, TilePlan, batches, plan_tiles, read_tile
+from medae.verdict import GateLimits, Verdict
 
 Progress = Callable[[int, int], None]
 """Called with (tiles done, tiles in all). May raise, to stop the work between two tiles."""
+
+USUAL = GateLimits()
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,12 @@ class Prediction:
     """normal or anomalous, at the caller's false-positive rate; None without one."""
     probabilities: Image | None = None
     """(labels, S, R, W) float32, when asked for."""
+    gate: Verdict | None = None
+    """Whether the input is one that the model knows; None where the package has no gate."""
+
+    def judged(self, verdict: Verdict) -> Self:
+        """The same answer with what the gate says of its input."""
+        return replace(self, gate=verdict)
 
 
 class Predictor:
@@ -51,10 +61,16 @@ class Predictor:
         backend: Backend | None = None,
         device: str = "auto",
         tile_voxels: int | None = None,
+        gated: bool = True,
+        limits: GateLimits = USUAL,
     ) -> None:
+        """gated: False leaves the package's gate to the caller. limits: when the gate warns, unless a call says."""
         self.package = package
         self._backend = backend or open_backend(package, device)
         self._tile_voxels = tile_voxels
+        self._limits = limits
+        self.gate = gate_of(package, device) if gated else None
+        """What looks at its inputs; None where there is none."""
 
     def __call__(
         self,
@@ -63,18 +79,29 @@ class Predictor:
         threshold: float | None = None,
         probabilities: bool = False,
         progress: Progress | None = None,
+        gate: GateLimits | None = None,
     ) -> Prediction:
         """Answer for one image; of several volumes for each, the answers stacked as they were.
 
         The score of several volumes is their mean; of an anomaly model that of the most anomalous one.
 
         threshold: segmentation: a probability; anomaly: a target false-positive rate. probabilities: segmentation only.
+        gate: when the package's gate, if it has one, warns; it never changes the answer.
         Raises UnfitImage for an image the model cannot take, UsageError for a threshold it does not know.
         """
-        card = self.package.card
         check_call(self.package, threshold=threshold, probabilities=probabilities)
+        if self.gate is None:
+            return self._answer(image, threshold, probabilities, progress)
+        seen = self.gate.look(image)
+        prediction = self._answer(image, threshold, probabilities, progress)
+        return prediction.judged(self.gate.judge(seen, prediction.image, gate or self._limits))
+
+    def _answer(
+        self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
+    ) -> Prediction:
         if image.volumes > 1:
             return self._by_volume(image, threshold, probabilities, progress)
+        card = self.package.card
         prepared = prepare(card, image)
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
         decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
@@ -112,10 +139,7 @@ class Predictor:
                 return None
             return lambda done, total: progress(number * total + done, image.volumes * total)
 
-        parts = [
-            self(image.volume(n), threshold=threshold, probabilities=probabilities, progress=progress_of(n))
-            for n in range(image.volumes)
-        ]
+        parts = [self._answer(image.volume(n), threshold, probabilities, progress_of(n)) for n in range(image.volumes)]
         combine = max if self.package.card.task.kind == "anomaly" else fmean
         scores = {name: float(combine(part.scores[name] for part in parts)) for name in parts[0].scores}
         soft = [part.probabilities for part in parts if part.probabilities is not None]
@@ -193,6 +217,14 @@ class Predictor:
         p_value = references.p_value(score)
         decision = None if threshold is None else "anomalous" if p_value <= threshold else "normal"
         return {"percentile": references.percentile(score), "p_value": p_value, "decision": decision}
+
+
+def gate_of(package: ModelPackage, device: str = "auto") -> Gate | None:
+    """The package's gate, ready to look; None where it has none."""
+    if package.gate is None:
+        return None
+    shape = Predictor(package.shape, device=device) if package.shape is not None else None
+    return Gate(package, Predictor(package.gate, device=device), shape)
 
 
 def _stacked(volumes: list[Image]) -> Image:

@@ -18,7 +18,7 @@ from medae.tasks import Anomaly, Restoration, Segmentation
 from medae_service.app import create_app, paths
 from medae_service.engine import Engine
 from medae_service.logs import JsonLines
-from medae_service.models import Models, Served, Shelf, Stored, weights_bytes
+from medae_service.models import Models, Served, Shelf, serve_package
 from medae_service.security import door
 from medae_service.settings import WorkerSettings
 from tests.conftest import untrained_package
@@ -91,8 +91,7 @@ class Broken:
 
 def served(package: ModelPackage, engine: Engine | None = None, shelf: Shelf | None = None) -> Served:
     """A package as a worker serves it, on the CPU."""
-    stored = Stored(package.digest, weights_bytes(package), lambda: package, "cpu")
-    return Served(package, stored, engine or Engine(), shelf or Shelf())
+    return serve_package(package, lambda: package, "cpu", engine or Engine(), shelf or Shelf())
 
 
 def client_of(*packages: ModelPackage, predictor: Any = None, raise_errors: bool = True, **settings: Any) -> TestClient:

@@ -12,7 +12,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from medae.errors import OutputError
+from medae.errors import UnsupportedImage
 from medae.image import Image
 from medae.io.answer import AnswerFile, Findings, Label, LabelSize
 from medae.io.dicom import encode_restored, read_dicom
@@ -173,7 +173,7 @@ def test_a_parametric_map_holds_the_scores_where_they_lie(directions):
 
 def test_a_picture_has_no_parametric_map():
     picture = read_dicom([series_folder("77654033/CR1")[0]])
-    with pytest.raises(OutputError, match="map=overlay"):
+    with pytest.raises(UnsupportedImage, match="map=overlay"):
         encode_parametric(picture.with_pixels(picture.pixels), maximum=1, **WHO)
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 
 from medae.errors import InputError, MedaeError, OutputError, UnknownModel, UsageError
 from medae.io.guard import Limits
-from medae_service import security
+from medae_service import decoded, security
 from medae_service.app import paths
 from medae_service.description import openapi
 from medae_service.logs import HEALTH
@@ -262,7 +262,10 @@ def test_limits_are_those_that_hold() -> None:
         said = client.get("/v1/limits").json()
         assert said["upload"] == {"bytes": 5000, "files": 2, "seconds": 300}
         assert said["image"]["pixels"] == 1000
-        assert {"png", "dicom"} <= set(said["formats"])
+        kinds = (decoded._Raster, decoded._Nifti, decoded._Volume, decoded._Dicom)
+        assert set(said["formats"]) == {
+            name for one in kinds for name in get_args(one.model_fields["format"].annotation)
+        }
         assert set(said["outputs"]) >= {"default", "summary"}
         assert set(said["parameters"]["segment"]) >= {"model", "output", "threshold"}
         assert "limit" in problem(client.post("/v1/segment", content=b"x" * 5001, headers=FORM), 413, "limit-exceeded")

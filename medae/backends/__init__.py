@@ -21,8 +21,12 @@ class Backend(Protocol):
         """(N, channels_in, *spatial) float32 -> (N, channels_out, *spatial) float32; the same bits for any N."""
 
 
-def open_backend(package: ModelPackage, device: str = "auto") -> Backend:
-    """The package's preferred back end, on `device`: auto, cpu, cuda or cuda:N. Raises UsageError for no such one."""
+def open_backend(package: ModelPackage, device: str = "auto", *, dropout_seed: int | None = None) -> Backend:
+    """The package's preferred back end, on `device`: auto, cpu, cuda or cuda:N.
+
+    dropout_seed: units are dropped as in training, the same ones at each call; None: none.
+    Raises UsageError for no such device, and for dropping units of a network that was trained without.
+    """
     from medae.backends.torch import TorchBackend
 
-    return TorchBackend.from_package(package, device)
+    return TorchBackend.from_package(package, device, dropout_seed=dropout_seed)

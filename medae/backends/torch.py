@@ -33,21 +33,26 @@ class TorchBackend:
     name = "torch"
     threads = 1
 
-    def __init__(self, network: nn.Module, device: str = "auto") -> None:
+    def __init__(self, network: nn.Module, device: str = "auto", *, dropout_seed: int | None = None) -> None:
         self._device = choose_device(device)
         self.device = str(self._device)
         self.batch = CUDA_BATCH if self._device.type == "cuda" else 1
         self._network = network.to(self._device).eval()
+        self._dropout_seed = dropout_seed
+        if dropout_seed is not None:
+            _drop_units(self._network)
 
     @classmethod
-    def around(cls, network: nn.Module, package: ModelPackage, device: str = "auto") -> Self:
+    def around(
+        cls, network: nn.Module, package: ModelPackage, device: str = "auto", *, dropout_seed: int | None = None
+    ) -> Self:
         """The package's network, which is there already, with all that its card needs to know beside its output."""
-        return cls(observed(network, package.card, package.weights), device)
+        return cls(observed(network, package.card, package.weights), device, dropout_seed=dropout_seed)
 
     @classmethod
-    def from_package(cls, package: ModelPackage, device: str = "auto") -> Self:
+    def from_package(cls, package: ModelPackage, device: str = "auto", *, dropout_seed: int | None = None) -> Self:
         """Build the card's network and load its weights. Raises PackageError when they do not fit."""
-        return cls.around(network_of(package), package, device)
+        return cls.around(network_of(package), package, device, dropout_seed=dropout_seed)
 
     def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
         """(N, channels_in, *spatial) -> (N, channels_out, *spatial), float32.
@@ -59,7 +64,7 @@ class TorchBackend:
 
     def _run_cpu(self, tiles: NDArray[Any]) -> NDArray[Any]:
         with torch.inference_mode(), _one_thread():
-            done = [self._network(torch.from_numpy(tile[None])).numpy() for tile in _writeable(tiles)]
+            done = [self._forward(torch.from_numpy(tile[None])).numpy() for tile in _writeable(tiles)]
         return done[0] if len(done) == 1 else np.concatenate(done)
 
     def _run_cuda(self, tiles: NDArray[Any]) -> NDArray[Any]:
@@ -71,8 +76,26 @@ class TorchBackend:
             full[: len(part)] = part
             with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
                 x = torch.from_numpy(full).to(self._device, memory_format=layout)
-                done.append(self._network(x)[: len(part)].float().cpu().numpy())
+                done.append(self._forward(x)[: len(part)].float().cpu().numpy())
         return np.concatenate(done)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._dropout_seed is None:
+            output: torch.Tensor = self._network(x)
+            return output
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(self._dropout_seed)
+            output = self._network(x)
+            return output
+
+
+def _drop_units(network: nn.Module) -> None:
+    """Dropout as in training, and nothing else. Raises UsageError where there is none."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0]
+    if not layers:
+        raise UsageError("this network was trained without dropout, so no units can be dropped; set network.dropout")
+    for layer in layers:
+        layer.train()
 
 
 def network_of(package: ModelPackage) -> nn.Module:

@@ -21,6 +21,8 @@ from medae.batch.memory import Grant, enforce, resident_bytes
 from medae.batch.work import Hand, Outcome, Put, decode
 from medae.errors import MedaeError
 from medae.io.dicom_options import DicomAnswers
+from medae.pseudonyms import Pseudonyms
+from medae.verdict import GateLimits
 
 _FLUSH_SECONDS = 0.05
 _FLUSH_CASES = 16
@@ -37,7 +39,9 @@ class Order:
     threshold: float | None
     summaries: bool
     dicom: DicomAnswers
+    id_key: Path | None
     device: str
+    gate: GateLimits
     allow: tuple[str, ...] = ()
     parent: int = 0
     shared: int | None = None
@@ -106,16 +110,20 @@ def make_hand(order: Order) -> Hand:
             from medae.backends.torch import keep_heap
 
             keep_heap()
-            predictors[name] = Predictor(package, device=order.device)
+            predictors[name] = Predictor(package, device=order.device, limits=order.gate)
         else:
             from medae.batch.device import RemoteBackend
 
-            predictors[name] = Predictor(package, backend=RemoteBackend.join(device, name))
+            # a gate is small: it stays with the worker, and the device with what is large
+            predictors[name] = Predictor(
+                package, backend=RemoteBackend.join(device, name), device="cpu", limits=order.gate
+            )
     return Hand(
         predictors,
         order.put,
         output=order.output,
         threshold=order.threshold,
         dicom=order.dicom,
+        pseudonyms=None if order.id_key is None else Pseudonyms.from_file(order.id_key),
         summaries=order.summaries,
     )

@@ -4,12 +4,13 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medae.batch.sources import File, Member, is_url, to_bytes
 from medae.errors import UsageError
 from medae.io import dicom
+from medae.pseudonyms import Pseudonyms
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm"),
@@ -55,12 +56,18 @@ class Manifest:
     passed_over: int
 
 
-def list_items(inputs: Sequence[str], *, out: Path | None = None, allow: Sequence[str] = ()) -> Manifest:
+def list_items(
+    inputs: Sequence[str],
+    *,
+    out: Path | None = None,
+    allow: Sequence[str] = (),
+    pseudonyms: Pseudonyms | None = None,
+) -> Manifest:
     """The items that `inputs` name; `out`, where answers go, is never taken for an input.
 
     Raises UsageError where an input names nothing, where none holds an image, and where `out` is an input.
     """
-    listing = Listing(inputs, out=out, allow=allow)
+    listing = Listing(inputs, out=out, allow=allow, pseudonyms=pseudonyms)
     return Manifest(tuple(listing), listing.passed_over)
 
 
@@ -79,15 +86,18 @@ class Listing:
         allow: Sequence[str] = (),
         known: Mapping[bytes, str] | None = None,
         may_be_empty: bool = False,
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
         """allow: the beginnings of the URLs that may be read. known: ids of an earlier listing, by their first file.
 
+        pseudonyms: ids, and a list's patients, become keyed hashes of what they would be; known ones stay.
         may_be_empty: whether a folder without images is no mistake, as that of a job that recurs.
         """
         self._inputs = inputs
         self._out = out
         self._allow = allow
-        self._names = _Names(known or {})
+        self._names = _Names(known or {}, pseudonyms)
+        self._pseudonyms = pseudonyms
         self._may_be_empty = may_be_empty
         self.passed_over = 0
         """Files of folders and archives that are no images (notes, thumbnails), once all items are listed."""
@@ -138,12 +148,12 @@ class Listing:
 
             for item in read_list(other):
                 yield (
-                    item
+                    self._keyed(item)
                     if item.id
                     else Item(
                         self._names.of(_stem_of(str(item.files[0])), item.files[0]),
                         item.files,
-                        item.patient,
+                        self._keyed(item).patient,
                         item.target,
                     )
                 )
@@ -157,6 +167,13 @@ class Listing:
                     self._names.of(_stem([Path(name) for name in group]), first := Member(other, group[0])),
                     (first, *(Member(other, name) for name in group[1:])),
                 )
+
+    def _keyed(self, item: Item) -> Item:
+        """An item of a list, which names its case itself."""
+        if self._pseudonyms is None:
+            return item
+        patient = None if item.patient is None else self._pseudonyms.name(item.patient)
+        return replace(item, id=self._pseudonyms.name(item.id), patient=patient)
 
 
 def expand(value: str) -> list[Path]:
@@ -243,8 +260,9 @@ def printable(name: str) -> str:
 class _Names:
     """Gives each item an id that is unique on any file system (case does not tell names apart)."""
 
-    def __init__(self, known: Mapping[bytes, str]) -> None:
+    def __init__(self, known: Mapping[bytes, str], pseudonyms: Pseudonyms | None = None) -> None:
         self._known = known
+        self._pseudonyms = pseudonyms
         self._taken = {name.casefold() for name in known.values()}
         self._tried: Counter[str] = Counter()
 
@@ -252,6 +270,7 @@ class _Names:
         """`stem`, or the first of stem-2, stem-3 ... that is free; what the file was called before, if it was."""
         if self._known and (name := self._known.get(to_bytes(file))) is not None:
             return name
+        stem = stem if self._pseudonyms is None else self._pseudonyms.name(stem)
         folded = stem.casefold()
         name = stem
         while name.casefold() in self._taken:

@@ -5,6 +5,7 @@ folder, which all machines must share; only the process that drives Ray commits.
 again elsewhere; what Ray gives up (a case that ends its process each time) is done by the local engine, one at a time.
 """
 
+import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,6 +135,8 @@ def _connect(ray: Any, address: str | None) -> None:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"there is no Ray cluster at --ray-address {address} ({type(error).__name__})") from None
+    logging.getLogger("ray").setLevel(logging.ERROR)  # of every operator it has plans, to the console
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False

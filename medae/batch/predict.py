@@ -14,6 +14,7 @@ from medae.batch.work import Direct, Hand, Outcome
 from medae.io.answer import AnswerFile, write_files
 from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.predictor import Predictor
+from medae.pseudonyms import Pseudonyms
 
 COLUMNS = ("id", "status", "input", "decision", "percentile", "p_value", "gate", "outputs", "seconds", "code", "reason")
 
@@ -29,17 +30,19 @@ def predict_items(
     output: str = "default",
     threshold: float | None = None,
     dicom: DicomAnswers = DEFAULT_DICOM,
+    pseudonyms: Pseudonyms | None = None,
     watch: Watch = lambda outcome: None,
 ) -> list[Outcome]:
     """Answer each item below `out`: its files, its summary, a line in results.csv; run.json says what ran.
 
+    pseudonyms: for de-identified answers; results.csv then has no paths, as ids are keyed hashes.
     A bad input fails alone. results.csv and run.json are written even when the run is stopped half-way.
     Raises OutputError as soon as answers cannot be written, UsageError for an output or threshold that the model
     does not know.
     """
     require_writable(out)
     name = predictor.package.card.name
-    hand = Hand({name: predictor}, Direct(out), output=output, threshold=threshold, dicom=dicom)
+    hand = Hand({name: predictor}, Direct(out), output=output, threshold=threshold, dicom=dicom, pseudonyms=pseudonyms)
     outcomes: list[Outcome] = []
     with record.recording(out, "predict", digests={"package": predictor.package.digest}) as run:
         run.facts |= {"output": output, "threshold": threshold, "dicom": dicom.texts()}
@@ -49,7 +52,7 @@ def predict_items(
                 _note(run, outcome)
                 watch(outcome)
         finally:
-            write_files([_results(outcomes)], out)
+            write_files([_results(outcomes, pseudonyms is None)], out)
     return outcomes
 
 
@@ -60,13 +63,13 @@ def _note(run: record.Run, outcome: Outcome) -> None:
         run.failed(outcome.item.id, outcome.reason, code=outcome.code)
 
 
-def _results(outcomes: Sequence[Outcome]) -> AnswerFile:
+def _results(outcomes: Sequence[Outcome], with_paths: bool) -> AnswerFile:
     """results.csv: a line an item; the names of its scores stand between the fixed columns."""
     scores = sorted({name for outcome in outcomes for name in outcome.summary.get("scores", {})})
     text = io.StringIO()
     table = csv.DictWriter(text, [*COLUMNS[:3], *scores, *COLUMNS[3:]], restval="")
     table.writeheader()
-    table.writerows(_row(outcome) for outcome in outcomes)
+    table.writerows(_row(outcome) | ({} if with_paths else {"input": ""}) for outcome in outcomes)
     # a file's name may hold bytes that are no text
     return AnswerFile("results.csv", "text/csv", text.getvalue().encode(errors="backslashreplace"))
 

@@ -26,6 +26,7 @@ from medae.batch.sources import is_url
 from medae.batch.work import Outcome
 from medae.errors import UsageError
 from medae.io.answer import AnswerFile, write_files
+from medae.pseudonyms import Pseudonyms
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,14 @@ def _plan(folder: Folder, settings: BatchSettings, models: Sequence[Model], *, f
     journal.sweep(folder)
     earlier = Plan.open(folder.plan) if folder.plan.exists() else None
     known = known_ids(earlier) if earlier else {}
-    listing = Listing(settings.inputs, out=settings.out, allow=settings.allow, known=known, may_be_empty=bool(earlier))
+    listing = Listing(
+        settings.inputs,
+        out=settings.out,
+        allow=settings.allow,
+        known=known,
+        may_be_empty=bool(earlier),
+        pseudonyms=None if settings.id_key is None else Pseudonyms.from_file(settings.id_key),
+    )
     # what was answered stays in the table when its input is taken away, as after a night's work
     answered = journal.read(journal.segments(folder), ["id"])["id"]
     return write_plan(listing, folder.own / "plan.part", keep=earlier, answered=answered)
@@ -113,6 +121,8 @@ def _describe(folder: Folder, settings: BatchSettings, models: Sequence[Model]) 
     said = settings.model_dump(mode="json", exclude={"out", "shard", "rescore"})
     said["packages"] = [str(model.folder) for model in models]
     said["inputs"] = [value if is_url(value) else os.path.abspath(value) for value in settings.inputs]
+    if settings.id_key is not None:
+        said["id_key"] = os.path.abspath(settings.id_key)
     data = {"settings": said, "models": {model.name: model.key for model in models}}
     text = json.dumps(data, indent=2, ensure_ascii=True) + "\n"
     write_files([AnswerFile("batch.json", "application/json", text.encode())], folder.own)
@@ -185,8 +195,10 @@ def _order(models: Sequence[Model], settings: BatchSettings, put: Staged) -> Ord
         output=settings.output,
         threshold=settings.threshold,
         dicom=settings.dicom,
+        id_key=settings.id_key,
         summaries=settings.summaries,
         device=settings.device,
+        gate=settings.gate,
         allow=settings.allow,
     )
 

@@ -13,6 +13,7 @@ from medae.errors import UsageError
 from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.package import ModelPackage
 from medae.settings import Settings
+from medae.verdict import GateLimits
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _BYTES = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*$", re.IGNORECASE)
@@ -54,8 +55,13 @@ class BatchSettings(Settings):
     """A summary JSON for each case as well; the table of results has the same numbers."""
     threshold: float | None = None
     """Segmentation: a probability. Score: a target false-positive rate."""
+    gate: GateLimits = GateLimits()
+    """When the models' gates warn."""
     dicom: DicomAnswers = DEFAULT_DICOM
     """How answers to DICOM are written."""
+    id_key: Path | None = None
+    """A file with the secret key of the site (`openssl rand -hex 32`): ids of cases and patients in names of answers,
+    tables and logs are then keyed hashes, and answers can be de-identified."""
     device: str = "auto"
     """auto (all CUDA devices, else the CPU), cpu, cuda or cuda:N."""
     workers: NonNegativeInt | None = None
@@ -101,7 +107,7 @@ class Model(NamedTuple):
     folder: Path
     package: ModelPackage
     key: str
-    """Digest of all that decides its answers: package, calibration, output, threshold."""
+    """Digest of all that decides its answers: package, calibrations, output, threshold, the gate's limits."""
 
 
 def load_models(settings: BatchSettings) -> list[Model]:
@@ -122,10 +128,12 @@ def load_models(settings: BatchSettings) -> list[Model]:
 
 
 def _key(package: ModelPackage, settings: BatchSettings) -> str:
-    calibration = package.calibration
+    parts = [part for part in (package, package.gate, package.shape) if part is not None]
+    calibrations = [part.calibration for part in parts]
     decides = {
         "package": package.digest,
-        "calibration": None if calibration is None else calibration.model_dump(mode="json"),
+        "calibration": [found and found.model_dump(mode="json") for found in calibrations],
+        "gate": settings.gate.model_dump(),
         "output": settings.output,
         "summaries": settings.summaries,
         "threshold": settings.threshold,

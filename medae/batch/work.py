@@ -17,6 +17,7 @@ from medae.io import DEFAULT_LIMITS, Limits, read_image, write_files
 from medae.io.answer import AnswerFile
 from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
 from medae.predictor import Predictor, check_call
+from medae.pseudonyms import Pseudonyms
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class Hand:
         output: str = "default",
         threshold: float | None = None,
         dicom: DicomAnswers = DEFAULT_DICOM,
+        pseudonyms: Pseudonyms | None = None,
         summaries: bool = True,
     ) -> None:
         """predictors: by the name that the batch calls each model. summaries: a summary JSON beside each answer.
@@ -139,13 +141,14 @@ class Hand:
         for predictor in predictors.values():
             if output != TABLE_ONLY:
                 answers.check_output(output, predictor.package)
-                answers.check_dicom(dicom, predictor.package)
+                answers.check_dicom(dicom, predictor.package, pseudonyms)
             check_call(predictor.package, threshold=threshold)
         self._predictors = predictors
         self._put = put
         self._output = output
         self._threshold = threshold
         self._dicom = dicom
+        self._pseudonyms = pseudonyms
         self._summaries = summaries
 
     def answer(self, item: Item, decoded: Decoded) -> tuple[Outcome, ...]:
@@ -178,6 +181,7 @@ class Hand:
                         original=image,
                         output=self._output,
                         dicom=self._dicom,
+                        pseudonyms=self._pseudonyms,
                     )
                 files = [file for file in files if file.media_type != "application/json"]  # one summary a case: below
                 summary = answers.summary(prediction, id=item.id, files=files)

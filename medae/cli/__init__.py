@@ -11,8 +11,25 @@ import typer
 
 from medae import __version__
 from medae.cli.batch import batch
+from medae.cli.gate import gate
 from medae.cli.latent import latent
-from medae.cli.options import AsJson, Device, Dicom, Inputs, Out, Output, Package, keep_heap, require_existing
+from medae.cli.options import (
+    AsJson,
+    Device,
+    Dicom,
+    GateReject,
+    GateReview,
+    IdKey,
+    Inputs,
+    Members,
+    Out,
+    Output,
+    Package,
+    Uncertainty,
+    gate_limits,
+    keep_heap,
+    require_existing,
+)
 from medae.cli.scores import calibrate, rescore
 from medae.cli.terminal import complain, print_json, stderr
 from medae.cli.tokens import token
@@ -35,6 +52,7 @@ app.add_typer(latent)
 app.add_typer(token)
 app.command()(calibrate)
 app.command()(rescore)
+app.command()(gate)
 
 
 def main() -> None:
@@ -102,16 +120,20 @@ def evaluate(
         Path | None,
         typer.Argument(help="A CSV list of cases; without one, the test cases of its experiment.", show_default=False),
     ] = None,
+    uncertainty: Uncertainty = None,
+    member: Members = None,
 ) -> None:
     """Measure a model on cases with known answers; leaves report.html, metrics.json, cases.csv, run.json under OUT."""
     from medae.batch.folder import require_writable
     from medae.evaluation import evaluate
     from medae.package import load
+    from medae.uncertainty import open_predictor
 
     model = load(package)
     keep_heap()
+    predictor = open_predictor(model, uncertainty or (), members=[load(other) for other in member or ()])
     require_writable(out)
-    evaluation = evaluate(model, cases, out, watch=_say_measured)
+    evaluation = evaluate(predictor, cases, out, watch=_say_measured)
     print_json(evaluation.metrics)
     if any(result.reason is not None for result in evaluation.cases):
         raise typer.Exit(InputError.exit_code)
@@ -127,7 +149,12 @@ def predict(
         float | None,
         typer.Option(help="Segmentation: a probability. Score: a target false-positive rate.", show_default=False),
     ] = None,
+    uncertainty: Uncertainty = None,
+    member: Members = None,
+    gate_review: GateReview = None,
+    gate_reject: GateReject = None,
     dicom: Dicom = None,
+    id_key: IdKey = None,
     device: Device = "auto",
 ) -> None:
     """Answer images in their own format; leaves answers, summaries, results.csv and run.json under OUT."""
@@ -137,15 +164,19 @@ def predict(
     from medae.batch.progress import Progress
     from medae.io.dicom_options import DicomAnswers
     from medae.package import load
-    from medae.predictor import Predictor
+    from medae.pseudonyms import Pseudonyms
+    from medae.uncertainty import open_predictor
 
     require_existing(inputs)
+    limits = gate_limits(gate_review, gate_reject)
     words = DicomAnswers.from_words(dicom or ())
+    pseudonyms = None if id_key is None else Pseudonyms.from_file(id_key)
     model = load(package)
     keep_heap()
-    predictor = Predictor(model, device=device)
+    others = [load(other) for other in member or ()]
+    predictor = open_predictor(model, uncertainty or (), members=others, device=device, limits=limits)
     require_writable(out)
-    manifest = list_items(inputs, out=out)
+    manifest = list_items(inputs, out=out, pseudonyms=pseudonyms)
     with Progress(out / "results.csv", stderr()) as progress:
         progress.begin(len(manifest.items), passed_over=manifest.passed_over)
         outcomes = predict_items(
@@ -155,6 +186,7 @@ def predict(
             output=output,
             threshold=threshold,
             dicom=words,
+            pseudonyms=pseudonyms,
             watch=lambda outcome: progress.see((outcome,)),
         )
     if any(outcome.status == "fault" for outcome in outcomes):

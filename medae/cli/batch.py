@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medae.cli.options import AsJson, Dicom
+from medae.cli.options import AsJson, Dicom, IdKey
 from medae.cli.terminal import print_json, stderr
 from medae.errors import InputError, UsageError
 
@@ -46,6 +46,7 @@ def run(
         float | None, typer.Option(help="Segmentation: a probability. Score: a target false-positive rate.")
     ] = None,
     dicom: Dicom = None,
+    id_key: IdKey = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th part, from 0, of N.")] = None,
@@ -64,6 +65,7 @@ def run(
         "output": output,
         "threshold": threshold,
         "dicom": _dicom(dicom),
+        "id_key": id_key,
         "device": device,
         "workers": workers,
         "shard": shard,

@@ -9,8 +9,9 @@ from medae.data.cases import SPLITS, Case, CaseList, Data, LoadedCase, Split, la
 from medae.data.collections import Collection
 from medae.data.folder import Folder
 from medae.data.samples import Sample
+from medae.data.seen import Seen
 
-DataConfig = Annotated[CaseList | Folder | Collection | Sample, Field(discriminator="kind")]
+DataConfig = Annotated[CaseList | Folder | Collection | Sample | Seen, Field(discriminator="kind")]
 
 __all__ = [
     "SPLITS",
@@ -23,6 +24,7 @@ __all__ = [
     "Folder",
     "LoadedCase",
     "Sample",
+    "Seen",
     "Split",
     "label_image",
 ]

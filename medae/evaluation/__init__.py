@@ -15,6 +15,7 @@ import numpy as np
 from medae.data import Case, Data, LoadedCase, Split
 from medae.errors import InputError, MedaeError, UnfitImage, UsageError
 from medae.evaluation.detection import Voxels, baseline_values, baselines_from, detection, plain_number, verdict
+from medae.evaluation.doubt import answer_with_doubts, selection
 from medae.evaluation.reading import described, own_data, to_read
 from medae.evaluation.reference import calibrate
 from medae.image import Image
@@ -103,7 +104,8 @@ def evaluate(
     case's place in the list. anomaly: AUROC and average precision of `label` not "normal", overall and for each label,
     of the scores and of what needs no learning, which is fitted on the normal training images of the package's own
     experiment where these can be read; and how well the map finds the targets, where cases have some. A variational
-    autoencoder: what its code holds (`posterior`), with a warning where it has collapsed.
+    autoencoder: what its code holds (`posterior`), with a warning where it has collapsed. A package with a gate, and a
+    RepeatedPredictor: how well each doubt follows the error (`selection`).
 
     A case that cannot be measured is a row with its reason, and the others go on.
     Raises UsageError where there are no cases, SettingsError for a list that does not hold, OutputError.
@@ -167,6 +169,8 @@ def summarise(task: TaskConfig, results: Sequence[CaseResult]) -> dict[str, Any]
         keys = _ranking(task, measured)
         summary["detection"] = detection(keys, measured)
         summary["verdict"] = verdict(keys, summary["detection"])
+    elif found := selection([result.values for result in measured]):
+        summary["selection"] = found
     return summary
 
 
@@ -231,7 +235,8 @@ def _result(
 
 def _measure_labels(predictor: Predictor, loaded: LoadedCase, task: Segmentation) -> Measured:
     target = _target(loaded, "a label image")
-    answer = predictor(loaded.image).image
+    prediction, doubts = answer_with_doubts(predictor, loaded.image)
+    answer = prediction.image
     values: dict[str, float] = {}
     for name, overlap in (("dice", dice), ("iou", iou)):
         of_labels = {
@@ -239,7 +244,7 @@ def _measure_labels(predictor: Predictor, loaded: LoadedCase, task: Segmentation
             for number, label in enumerate(task.labels, 1)
         }
         values |= {name: float(np.mean(list(of_labels.values())))} | (of_labels if len(of_labels) > 1 else {})
-    return Measured(values, {"input": loaded.image, "target": target, "output": answer})
+    return Measured(values | doubts, {"input": loaded.image, "target": target, "output": answer})
 
 
 def _measure_restored(predictor: Predictor, loaded: LoadedCase, task: Restoration, index: int) -> Measured:
@@ -248,7 +253,8 @@ def _measure_restored(predictor: Predictor, loaded: LoadedCase, task: Restoratio
         image, target = damaged(loaded.image, preparation, task, index)
     else:
         image, target = loaded.image, _target(loaded, "a clean image")
-    restored = predictor(image).image
+    prediction, doubts = answer_with_doubts(predictor, image)
+    restored = prediction.image
     channels = restored.channels  # grey that was stored as colour is restored as grey
     lower, upper = _shown_range(preparation.intensity, target)
     reference, before, after = (
@@ -263,7 +269,7 @@ def _measure_restored(predictor: Predictor, loaded: LoadedCase, task: Restoratio
         "psnr_input": psnr(before, reference, upper - lower),
         "ssim_input": ssim(before, reference, upper - lower),
     }
-    return Measured(values, {"input": image, "target": target, "output": restored})
+    return Measured(values | doubts, {"input": image, "target": target, "output": restored})
 
 
 def _shown_range(intensity: Intensity, reference: Image) -> tuple[float, float]:

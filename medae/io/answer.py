@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -16,6 +16,7 @@ from pydantic import Field
 from medae.errors import OutputError
 from medae.image import Image
 from medae.settings import Settings
+from medae.verdict import Verdict
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -63,22 +64,6 @@ class Algorithm:
     def signature(self) -> str:
         """One line of ASCII for a file's software field."""
         return f"medae {self.name} {self.version} {self.digest}".encode("ascii", "replace").decode()
-
-
-class Verdict(Protocol):
-    """What a package's gate says about an input."""
-
-    @property
-    def verdict(self) -> str:
-        """ok, review or reject."""
-
-    @property
-    def percentile(self) -> float | None:
-        """0 to 100."""
-
-    @property
-    def reasons(self) -> Sequence[str]:
-        """For people; nothing about a patient."""
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,11 @@ class DicomSource(Source):
     frames: tuple[tuple[int, int], ...] = ()
     """Where a file has several frames: of each slice, its dataset and its frame there, both from 0. Else empty."""
 
+    @property
+    def modality(self) -> str | None:
+        """Of the first slice; a series has one."""
+        return (str(self.datasets[0].get("Modality") or "") or None) if self.datasets else None
+
 
 class NoPicture(UnsupportedImage):
     """A DICOM object of another kind: a report, a plan, a directory."""

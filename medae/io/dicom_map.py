@@ -7,7 +7,7 @@ import numpy as np
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from medae.errors import OutputError
+from medae.errors import OutputError, UnsupportedImage
 from medae.image import Image
 from medae.io.answer import Algorithm, AnswerFile
 from medae.io.dicom_answer import MEDIA_TYPE, SCHEME, Naming, source_of, to_bytes
@@ -22,8 +22,8 @@ def encode_parametric(
 ) -> list[AnswerFile]:
     """`{stem}_parametric.dcm`: the map's values as they are; shown from 0 to `maximum`.
 
-    map_: (1, slices, rows, columns) float, finite. Raises OutputError for other maps, and for images without a place
-    in space, which this kind of object needs.
+    map_: (1, slices, rows, columns) float, finite. Raises OutputError for other maps, UnsupportedImage for images
+    without a place in space, which this kind of object needs.
     """
     pixels = map_.pixels[0].astype(np.float32)
     if len(map_.pixels) != 1 or not np.isfinite(pixels).all():
@@ -32,7 +32,7 @@ def encode_parametric(
     with guarded("no parametric map can be made for a source with this header; ask for map=seg or map=overlay"):
         headers = normalised(naming, map_)
         if "ImagePositionPatient" not in headers[0]:
-            raise OutputError(
+            raise UnsupportedImage(
                 "a parametric map lies in space, and this image does not say where it lies; "
                 "ask for map=seg or map=overlay"
             )

@@ -34,6 +34,10 @@ class DicomAnswers(Settings):
     report: bool = False
     """Whether a structured report (TID 1500) with sizes, scores and the gate's verdict comes with the answer."""
 
+    deidentify: bool = False
+    """Whether patient data are taken out (PS3.15 Basic Profile), and UIDs and the patient's number replaced under the
+    key of the site, which the command line, the batch or the service was given."""
+
     @classmethod
     def from_texts(cls, texts: Mapping[str, str]) -> Self:
         """From names and values as people type them. Raises UsageError, which repeats neither."""

@@ -19,10 +19,11 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from medae.image import Image
-from medae.io.answer import Algorithm, AnswerFile, Findings, LabelSize, Verdict
+from medae.io.answer import Algorithm, AnswerFile, Findings, LabelSize
 from medae.io.dicom_answer import MANUFACTURER, MEDIA_TYPE, SCHEME, Naming, serial_number, source_of, to_bytes
 from medae.io.dicom_file import guarded
 from medae.io.dicom_headers import category_of, finish, made_by, normalised, term_of
+from medae.verdict import Verdict
 
 PERCENTILE = Code("percentile", SCHEME, "Percentile among the model's reference images")
 P_VALUE = Code("C44185", "NCIt", "P-Value")

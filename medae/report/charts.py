@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medae.metrics.detection import NORMAL
+from medae.metrics.selection import doubts_of, risk_coverage, risk_of
 from medae.report.gallery import Row, kind_of
 from medae.tasks import Anomaly, Restoration, Segmentation, TaskConfig
 
@@ -44,9 +45,9 @@ def of_task(task: TaskConfig, rows: Sequence[Row]) -> list[Chart]:
 
     with matplotlib.rc_context(_STYLE):
         if isinstance(task, Segmentation):
-            return [_overlaps(rows, [label.name for label in task.labels])]
+            return [_overlaps(rows, [label.name for label in task.labels]), *_selection(rows)]
         if isinstance(task, Restoration):
-            return _gains(rows)
+            return [*_gains(rows), *_selection(rows)]
         return _detection(task, rows)
 
 
@@ -89,6 +90,30 @@ def _gains(rows: Sequence[Row]) -> list[Chart]:
         axes.set(xlim=ends, ylim=ends, xlabel=f"input ({unit})", ylabel=f"answer ({unit})", aspect="equal")
         charts.append(Chart("One dot a case; above the dotted line the answer is better than the input.", _svg(figure)))
     return charts
+
+
+def _selection(rows: Sequence[Row]) -> list[Chart]:
+    """Risk over coverage for each doubt; nothing where there is none."""
+    cases = [row.values for row in rows]
+    names = doubts_of(cases)
+    if not names:
+        return []
+    figure = _figure(4.6, 3.3)
+    axes = figure.subplots()
+    for colour, name in zip(COLOURS, names, strict=False):
+        known = [values for values in cases if name in values]
+        curve = risk_coverage([values[name] for values in known], [risk_of(values) for values in known])
+        axes.plot(curve.coverage, curve.risk, color=colour, label=f"{name} ({curve.area:.3g})", drawstyle="steps-post")
+    axes.axhline(float(np.mean([risk_of(values) for values in cases])), color=GREY, linewidth=1, linestyle=":")
+    what = "1 - Dice" if "dice" in cases[0] else "mean squared error"
+    axes.set(xlim=(0, 1.01), xlabel="part of the cases that is kept, the surest first", ylabel=f"mean {what}")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    caption = (
+        "Risk and coverage: how good the answers are that remain when the most doubtful go to a person. The lower "
+        "the better (area in brackets); the dotted line is a doubt that says nothing."
+    )
+    return [Chart(caption, _svg(figure))]
 
 
 def _detection(task: Anomaly, rows: Sequence[Row]) -> list[Chart]:

@@ -28,6 +28,7 @@ from medae.networks import run as run_network
 from medae.objectives import Loss
 from medae.package import ModelPackage
 from medae.record import now, recording
+from medae.training.gate import PACKAGE, with_gate
 from medae.training.layer_wise import Phase, phase_at, stage_loss
 from medae.training.log import NAME as METRICS
 from medae.training.log import Log
@@ -39,8 +40,6 @@ from medae.training.stopping import Stop
 from medae.training.validation import finished, validate, with_metrics
 
 logger = logging.getLogger(__name__)
-
-PACKAGE = "package"
 
 
 @dataclass
@@ -101,7 +100,7 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False, progress: 
     with _environment(experiment, device):
         state = _state_in(out, experiment, device, resume=resume)
         if state.finished:
-            return ModelPackage.load(out / PACKAGE)
+            return with_gate(ModelPackage.load(out / PACKAGE), experiment, out, progress=progress)
         with recording(out, "train", seed=experiment.training.seed) as run, Stop() as stop:
             run.started = begun
             _write_experiment(experiment, out)
@@ -111,7 +110,7 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False, progress: 
                 package = _fit(Training(experiment, out, material, device, fabric, loss, log, stop, state, started))
             run.digests["package"] = package.digest
             run.facts |= {"steps": state.step, "best_step": state.best_step, "seconds": round(state.seconds, 1)}
-    return package
+    return with_gate(package, experiment, out, progress=progress)
 
 
 def _fit(training: Training) -> ModelPackage:

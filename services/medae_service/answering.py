@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import Any, Literal, get_args
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
+from pydantic import ValidationError
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
@@ -17,7 +18,9 @@ from medae.errors import MedaeError, UsageError
 from medae.image import Image
 from medae.io.answer import AnswerFile
 from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
-from medae.predictor import check_call
+from medae.predictor import USUAL, check_call
+from medae.pseudonyms import Pseudonyms
+from medae.verdict import GateLimits
 from medae_service import metrics
 from medae_service.engine import Ticket
 from medae_service.models import Endpoint, Model
@@ -32,14 +35,16 @@ Form = Literal["file", "json", "zip"]
 JSON = "application/json"
 ZIP = "application/zip"
 
+GATE = ("gate_review", "gate_reject")
+"""When the gate of a model warns."""
 DICOM = "dicom_"
 """Before the names of DicomAnswers' fields, in a query."""
 
 _OF_SEG = ("dicom_seg", "dicom_empty_frames")
-_OF_ANY = ("dicom_compress", "dicom_report")
+_OF_ANY = ("dicom_compress", "dicom_report", "dicom_deidentify")
 PARAMETERS: dict[Endpoint, tuple[str, ...]] = {
-    "segment": ("model", "output", "threshold", *_OF_SEG, *_OF_ANY),
-    "restore": ("model", "output", "noise", *_OF_ANY),
+    "segment": ("model", "output", "threshold", *GATE, *_OF_SEG, *_OF_ANY),
+    "restore": ("model", "output", "noise", *GATE, *_OF_ANY),
     "score": ("model", "output", "threshold", "dicom_map", "dicom_empty_frames", *_OF_ANY),
 }
 OUTPUTS: tuple[Output, ...] = get_args(Output)
@@ -53,12 +58,13 @@ class Question:
     output: Output
     threshold: float | None
     noise: float | None = None
+    gate: GateLimits = USUAL
     dicom: DicomAnswers = DEFAULT_DICOM
 
-    def require_fit(self, model: Model) -> None:
+    def require_fit(self, model: Model, pseudonyms: Pseudonyms | None = None) -> None:
         """Raises UsageError for what this model does not know; before any upload."""
         check_output(self.output, model.package)
-        check_dicom(self.dicom, model.package)
+        check_dicom(self.dicom, model.package, pseudonyms)
         check_call(model.package, threshold=self.threshold)
         if self.noise is not None:  # no task knows it by now
             raise UsageError(f"the model {model.card.name} finds the noise by itself; leave `noise` out")
@@ -82,8 +88,19 @@ def parse_query(query: QueryParams, endpoint: Endpoint) -> Question:
         output,
         _threshold(query.get("threshold")),
         _noise(query.get("noise")),
+        _gate(query),
         DicomAnswers.from_texts(dicom),
     )
+
+
+def _gate(query: QueryParams) -> GateLimits:
+    rates = [None if (text := query.get(name)) is None else _number(text) for name in GATE]
+    try:
+        return GateLimits.of(*rates)
+    except ValidationError:
+        raise UsageError(
+            f"{' and '.join(GATE)} are numbers from 0 to below 1, and reject is not above review"
+        ) from None
 
 
 def _noise(text: str | None) -> float | None:
@@ -150,10 +167,21 @@ class Answer:
         return str((self.facts["gate"] or {}).get("verdict", "none"))
 
 
-def compute(model: Model, image: Image, question: Question, *, stem: str, id: str, ticket: Ticket) -> Answer:
+def compute(
+    model: Model,
+    image: Image,
+    question: Question,
+    *,
+    stem: str,
+    id: str,
+    ticket: Ticket,
+    pseudonyms: Pseudonyms | None = None,
+) -> Answer:
     """Predict and write. Raises InputError for the image, UsageError for the question, Abandoned, Refusal (503)."""
     probabilities = question.output == "probabilities"
-    prediction = model.predictor(image, threshold=question.threshold, probabilities=probabilities, ticket=ticket)
+    prediction = model.predictor(
+        image, threshold=question.threshold, probabilities=probabilities, gate=question.gate, ticket=ticket
+    )
     with metrics.stage("answer"):
         written: list[AnswerFile] = []
         if question.output != "summary":
@@ -164,6 +192,7 @@ def compute(model: Model, image: Image, question: Question, *, stem: str, id: st
                 original=image,
                 output=question.output,
                 dicom=question.dicom,
+                pseudonyms=pseudonyms,
             )
         made = [file for file in written if file.name != f"{stem}_summary.json"]  # ours has the request's id
         answer = Answer(made, summary(prediction, id=id, files=made), single=len(written) == 1)

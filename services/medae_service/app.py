@@ -19,6 +19,7 @@ from starlette.routing import Route
 from medae.errors import MedaeError
 from medae.image import Image
 from medae.io import read_image
+from medae.pseudonyms import Pseudonyms
 from medae_service import items, limits
 from medae_service.admission import Admission
 from medae_service.answering import (
@@ -100,6 +101,7 @@ class _Doors:
     def __init__(self, settings: WorkerSettings, models: Models, read: Read) -> None:
         self._settings = settings
         self._models = models
+        self._pseudonyms = None if settings.id_key is None else Pseudonyms.from_file(settings.id_key)
         self._read = read
         self._admission = Admission(
             computing=settings.computing, waiting=settings.waiting, seconds=settings.compute_seconds
@@ -141,7 +143,7 @@ class _Doors:
         """All that can be refused before the body is read."""
         question = parse_query(request.query_params, endpoint)
         model = self._models.choose(endpoint, question.model)
-        question.require_fit(model)
+        question.require_fit(model, self._pseudonyms)
         self._admission.require_room()  # and again after the body
         return _Asked(model, question, wanted_form(request.headers.get("accept", "*/*")), request_id_of(request))
 
@@ -166,7 +168,15 @@ class _Doors:
                     image = await self._read(files)
 
                 def work() -> T:
-                    made = compute(asked.model, image, asked.question, stem=stem, id=id, ticket=ticket)
+                    made = compute(
+                        asked.model,
+                        image,
+                        asked.question,
+                        stem=stem,
+                        id=id,
+                        ticket=ticket,
+                        pseudonyms=self._pseudonyms,
+                    )
                     return finish(made)
 
                 return await self._admission.in_thread(work)

@@ -10,6 +10,7 @@ from typing import Any
 
 import medae
 from medae.io.dicom_options import DicomAnswers
+from medae.predictor import USUAL
 from medae_service import schemas
 from medae_service.answering import DICOM, JSON, OUTPUTS, PARAMETERS, ZIP
 from medae_service.models import Endpoint
@@ -54,6 +55,10 @@ NAMES: dict[Endpoint, str] = {"segment": "nuclei", "restore": "denoiser", "score
 """Of models, in examples."""
 
 
+def _rate(description: str, usual: float) -> dict[str, Any]:
+    return {"type": "number", "minimum": 0, "exclusiveMaximum": 1, "default": usual, "description": description}
+
+
 def _plain(about: dict[str, Any]) -> dict[str, Any]:
     """A field of settings as a parameter."""
     kept = {name: value for name, value in about.items() if name != "title"}
@@ -74,6 +79,8 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "exclusiveMinimum": 0,
         "description": "The noise's standard deviation, for models that ask for it (/v1/models)",
     },
+    "gate_review": _rate("False alarms of the model's gate that are accepted before `review`", USUAL.review),
+    "gate_reject": _rate("The same before `reject`; not above gate_review", USUAL.reject),
     **{f"{DICOM}{name}": _plain(about) for name, about in DicomAnswers.model_json_schema()["properties"].items()},
 }
 _EXAMPLES: dict[Endpoint, dict[str, list[Any]]] = {

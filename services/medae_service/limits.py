@@ -5,7 +5,7 @@ from typing import Any
 from medae_service.answering import OUTPUTS, PARAMETERS
 from medae_service.settings import ServiceSettings
 
-FORMATS = ("png", "jpeg", "tiff", "nifti", "dicom")
+FORMATS = ("png", "jpeg", "tiff", "nifti", "metaimage", "nrrd", "dicom")
 """Recognised by content. A series of DICOM slices comes as files, or as a zip of them."""
 
 

@@ -5,14 +5,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Condition
 from typing import Any, Literal, Protocol
 
 from medae.backends import Backend, open_backend
 from medae.errors import UnknownModel, UsageError
+from medae.gate import Gate
 from medae.image import Image
 from medae.package import Card, ModelPackage
-from medae.predictor import Prediction, Predictor
+from medae.predictor import USUAL, Prediction, Predictor
+from medae.scores import PREFIX, MapScore, parts_of
+from medae.tasks import Anomaly
+from medae.verdict import GateLimits
 from medae_service.engine import LOOK_SECONDS, Engine, Network, SharedBackend, Ticket
 from medae_service.problems import Refusal
 
@@ -25,7 +30,13 @@ class Predicts(Protocol):
     """A Served, or what stands for one in a test."""
 
     def __call__(
-        self, image: Image, *, threshold: float | None, probabilities: bool, ticket: Ticket | None
+        self,
+        image: Image,
+        *,
+        threshold: float | None,
+        probabilities: bool,
+        gate: GateLimits = USUAL,
+        ticket: Ticket | None,
     ) -> Prediction: ...
 
 
@@ -34,7 +45,7 @@ class Model:
     """A package and the predictor made of it."""
 
     package: ModelPackage
-    """Without its weights: they are where the back end wants them."""
+    """Without the network's weights: they are where the back end wants them."""
     predictor: Predicts
 
     @property
@@ -57,6 +68,7 @@ class Model:
             "channels": card.channels_in,
             "dims": card.receptive_field.dims,
             "calibrated": self.package.calibration is not None,
+            "gate": self.package.gate is not None,
             "intended_use": card.intended_use,
             "limits": card.limits,
         }
@@ -69,7 +81,7 @@ class Models:
         self._models: dict[str, Model] = {}
 
     def add(self, package: ModelPackage, predictor: Predicts) -> None:
-        self._models[package.card.name] = Model(replace(package, weights={}), predictor)
+        self._models[package.card.name] = Model(without_weights(package), predictor)
 
     def all(self) -> list[Model]:
         return list(self._models.values())
@@ -182,20 +194,41 @@ class Shelf:
 class Served:
     """A model as all requests share it: stands for its Predictor, with the engine for a back end."""
 
-    def __init__(self, package: ModelPackage, stored: Stored, engine: Engine, shelf: Shelf) -> None:
-        self._package = replace(package, weights={})
+    def __init__(
+        self, package: ModelPackage, stored: Stored, engine: Engine, shelf: Shelf, gate: "ServedGate | None" = None
+    ) -> None:
+        self._package = without_weights(package)
         self._stored = stored
         self._engine = engine
         self._shelf = shelf
+        self._gate = gate
 
     def __call__(
-        self, image: Image, *, threshold: float | None = None, probabilities: bool = False, ticket: Ticket | None = None
+        self,
+        image: Image,
+        *,
+        threshold: float | None = None,
+        probabilities: bool = False,
+        gate: GateLimits = USUAL,
+        ticket: Ticket | None = None,
     ) -> Prediction:
-        """As Predictor's. Runs on the caller's thread, but for the tiles. Raises Abandoned and Refusal (503), too."""
+        """As Predictor's. Runs on the caller's thread, but for the tiles. Raises Abandoned and Refusal (503), too.
+
+        The gate looks before and after, never during: a request holds one network at a time, or two requests could
+        each wait for the room that the other one's network takes.
+        """
         ticket = ticket or Ticket()
+        witness = self._gate.of(self._package, ticket) if self._gate is not None else None
+        seen = witness.look(image) if witness is not None else None
+        prediction = self._answer(image, threshold, probabilities, ticket)
+        if witness is None or seen is None:
+            return prediction
+        return prediction.judged(witness.judge(seen, prediction.image, gate))
+
+    def _answer(self, image: Image, threshold: float | None, probabilities: bool, ticket: Ticket) -> Prediction:
         ticket.check()
         with self._shelf.use(self._stored, ticket) as network, self._engine.at_work():
-            predictor = Predictor(self._package, backend=SharedBackend(self._engine, network, ticket))
+            predictor = Predictor(self._package, backend=SharedBackend(self._engine, network, ticket), gated=False)
             return predictor(image, threshold=threshold, probabilities=probabilities)
 
     def warm_up(self) -> None:
@@ -203,6 +236,59 @@ class Served:
         if self._shelf.loaded(self._stored) or self._shelf.has_room(self._stored):
             with self._shelf.use(self._stored, Ticket()) as network:
                 self._engine.test(network)
+        for part in (self._gate.image, self._gate.shape) if self._gate is not None else ():
+            if part is not None:
+                part.warm_up()
+
+
+@dataclass(frozen=True)
+class ServedGate:
+    """The models inside a model, each on the shelf by itself."""
+
+    image: Served
+    shape: Served | None
+
+    def of(self, package: ModelPackage, ticket: Ticket) -> Gate:
+        """The gate for one request, which stops when the request does."""
+        shape = partial(self.shape, ticket=ticket) if self.shape is not None else None
+        return Gate(package, partial(self.image, ticket=ticket), shape)
+
+
+def serve_package(
+    package: ModelPackage, load: Callable[[], ModelPackage], device: str, engine: Engine, shelf: Shelf
+) -> Served:
+    """A package and its gate, ready to be asked. load: reads it again when its weights are needed."""
+
+    def stored(part: ModelPackage, load: Callable[[], ModelPackage]) -> Stored:
+        return Stored(part.digest, weights_bytes(part), load, device)
+
+    gate = None
+    if package.gate is not None:
+        image = Served(package.gate, stored(package.gate, partial(_part, load, "gate")), engine, shelf)
+        shape = None
+        if package.shape is not None:
+            shape = Served(package.shape, stored(package.shape, partial(_part, load, "shape")), engine, shelf)
+        gate = ServedGate(image, shape)
+    return Served(package, stored(package, load), engine, shelf, gate)
+
+
+def _part(load: Callable[[], ModelPackage], name: str) -> ModelPackage:
+    """A model inside a package. Raises UsageError where it is not there any more."""
+    part: ModelPackage | None = getattr(load(), name)
+    if part is None:
+        raise UsageError(f"the package has no {name} any more")
+    return part
+
+
+def without_weights(package: ModelPackage) -> ModelPackage:
+    """The same package, and those inside it, with no weights but those that scores read beside the back end."""
+    task = package.card.task
+    beside = (
+        [score.key for score in task.scores if not isinstance(score, MapScore)] if isinstance(task, Anomaly) else []
+    )
+    kept = {f"{PREFIX}{key}.{name}": part for key in beside for name, part in parts_of(package.weights, key).items()}
+    gate, shape = (part and without_weights(part) for part in (package.gate, package.shape))
+    return replace(package, weights=kept, gate=gate, shape=shape)
 
 
 def weights_bytes(package: ModelPackage) -> int:

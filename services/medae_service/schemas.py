@@ -63,7 +63,7 @@ SCHEMAS: dict[str, Any] = {
             "decision": {"enum": ["normal", "anomalous", None]},
             "gate": _or_null(
                 _object(
-                    {"verdict": {"enum": ["ok", "review", "reject"]}, "percentile": {"type": "number"}},
+                    {"verdict": {"enum": ["ok", "review", "reject"]}, "percentile": _or_null({"type": "number"})},
                     closed=False,
                     reasons={"type": "array", "items": {"type": "string"}},
                 )
@@ -125,6 +125,7 @@ SCHEMAS: dict[str, Any] = {
                         "channels": {"type": "integer", "minimum": 1},
                         "dims": {"enum": [2, 3]},
                         "calibrated": {"type": "boolean"},
+                        "gate": {"type": "boolean"},
                         "intended_use": {"type": "string"},
                         "limits": {"type": "string"},
                     }
@@ -179,6 +180,7 @@ MODELS_EXAMPLE: dict[str, Any] = {
             "channels": 3,
             "dims": 2,
             "calibrated": False,
+            "gate": False,
             "intended_use": "Research on stained tissue",
             "limits": "Not a medical device",
         }

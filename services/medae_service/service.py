@@ -18,7 +18,7 @@ from medae_service.beside import Beside, Deadline
 from medae_service.decoding import Decoders
 from medae_service.engine import Engine
 from medae_service.listening import Board, Listener
-from medae_service.models import Models, Served, Shelf, Stored, weights_bytes
+from medae_service.models import Models, Shelf, serve_package
 from medae_service.native import SCOPES as NATIVE_PATHS
 from medae_service.native import NativeEndpoints, NativeGuard
 from medae_service.security import door
@@ -107,8 +107,7 @@ def _load_models() -> None:
     shelf = Shelf(settings.model_memory_bytes)
     for name in settings.packages:
         package = load(name)
-        stored = Stored(package.digest, weights_bytes(package), partial(load, name), _device())
-        served = Served(package, stored, engine, shelf)
+        served = serve_package(package, partial(load, name), _device(), engine, shelf)
         models.add(package, served)
         del package  # its weights are read once more for the device, and never held twice for longer
         served.warm_up()

@@ -27,6 +27,9 @@ class ServiceSettings(Settings):
     """auto, cpu, cuda or cuda:N."""
     token_file: Path | None = None
     """A private file of `medae token`, or with one token a line in plain text; read again whenever it changes."""
+    id_key: Path | None = None
+    """A file with the secret key of the site (`openssl rand -hex 32`), under which de-identified answers name things;
+    without one, none are given."""
     insecure: bool = False
     """Listen beyond loopback without a token."""
     allowed_hosts: tuple[str, ...] = ()
