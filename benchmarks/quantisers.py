@@ -7,7 +7,7 @@ come with scikit-image: 32 x 32 pixels of the upper part of one picture train, t
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,22 +74,22 @@ def tiles(picture: Tensor, seed: int, steps: int) -> Iterator[Tensor]:
         yield torch.stack([picture[:, r : r + SIDE, c : c + SIDE] for r, c in corners.tolist()])
 
 
-def network_with(name: str, seed: int) -> nn.Module:
+def network_with(name: str, seed: int, features: Sequence[int]) -> nn.Module:
     """The same initial encoder and decoder for all that have a book of vectors."""
     ours = EMASettings(codes=BOOK, channels=CHANNELS)
     quantiser = FSQSettings(levels=LEVELS[name]) if name in LEVELS else ours
     torch.manual_seed(seed)
-    network = VQVAESettings(features=(16, 32), quantiser=quantiser).build(3, 3)
+    network = VQVAESettings(features=tuple(features), quantiser=quantiser).build(3, 3)
     if name in THEIRS:
         torch.manual_seed(seed)
         network.quantiser = Theirs(THEIRS[name])  # type: ignore[assignment]
     return network
 
 
-def fitted(name: str, seed: int, steps: int) -> dict[str, float]:
+def fitted(name: str, seed: int, steps: int, features: Sequence[int]) -> dict[str, float]:
     """One training and what it measured on the test tiles."""
     picture, test = pictures()
-    network = network_with(name, seed)
+    network = network_with(name, seed, features)
     loss = Loss([MSE()] if name in LEVELS else [MSE(), Commitment()])
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
     network.train()
@@ -114,7 +114,7 @@ def fitted(name: str, seed: int, steps: int) -> dict[str, float]:
     }
 
 
-def measure(seeds: int, steps: int) -> dict[str, Any]:
+def measure(seeds: int, steps: int, features: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
     """All numbers; each seed's trainings run one after the other, so that all see the same machine."""
     torch.set_num_threads(1)
     ours = EMASettings(codes=BOOK, channels=CHANNELS)
@@ -123,7 +123,7 @@ def measure(seeds: int, steps: int) -> dict[str, Any]:
             "ema": [mixture(ours.build(), seed) for seed in range(seeds)],
             **{name: [mixture(Theirs(decay), seed) for seed in range(seeds)] for name, decay in THEIRS.items()},
         },
-        "vqvae": [{name: fitted(name, seed, steps) for name in ("ema", *LEVELS, *THEIRS)} for seed in range(seeds)],
+        "vqvae": [{name: fitted(name, seed, steps, features) for name in names} for seed in range(seeds)],
     }
 
 
@@ -133,13 +133,15 @@ def show(found: Mapping[str, Any]) -> str:
         for name, runs in found["mixture"].items()
     ]
     rows = []
-    for name in ("ema", *LEVELS, *THEIRS):
+    for name in found["vqvae"][0]:
         runs = [seed[name] for seed in found["vqvae"]]
         mean = {key: float(np.mean([one[key] for one in runs])) for key in runs[0]}
         spread = float(np.std([one["psnr"] for one in runs]))
         codes = f"{mean['codes']:.1f} of {FSQSettings(levels=LEVELS[name]).book[0] if name in LEVELS else BOOK}"
         rows.append([name, codes, mean["perplexity"], f"{mean['psnr']:.2f} ± {spread:.2f}", mean["ms"]])
-    gains = [seed["ema"]["psnr"] - max(seed[name]["psnr"] for name in THEIRS) for seed in found["vqvae"]]
+    gains = [
+        seed["ema"]["psnr"] - max(seed[name]["psnr"] for name in THEIRS if name in seed) for seed in found["vqvae"]
+    ]
     each = ", ".join(f"{gain:+.2f}" for gain in gains)
     return "\n\n".join(
         [
@@ -154,8 +156,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--features", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--only", nargs="+", default=["ema", *LEVELS, *THEIRS], help="ema and one of MONAI's at least")
     arguments = parser.parse_args()
-    print(show(measure(arguments.seeds, arguments.steps)))
+    print(show(measure(arguments.seeds, arguments.steps, arguments.features, arguments.only)))
 
 
 if __name__ == "__main__":
