@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medae.errors import GeometryError
 from medae.image import Geometry, Image, Shape3
@@ -114,6 +113,8 @@ def _moved(pixels: NDArray[np.generic], moves: NDArray[np.int64], shape: Shape3,
 def _interpolated(
     pixels: NDArray[np.generic], to_source: NDArray[np.float64], shape: Shape3, labels: bool, fill: float
 ) -> NDArray[np.generic]:
+    from scipy import ndimage  # settings refer to this module, and are read without it
+
     matrix, offset = to_source[:3, :3], to_source[:3, 3]
     result = np.empty((pixels.shape[0], *shape), pixels.dtype if labels else np.float32)
     coarser = np.maximum((np.linalg.norm(matrix, axis=1) - 1) / 2, 0)

@@ -164,7 +164,7 @@ def test_scores_are_columns_between_the_fixed_ones() -> None:
     item = Item("x", (Path("x.png"),))
     done = Outcome(item, "done", {"predict": 1.5}, {"scores": {"b": 2.0, "a": 1.0}, "gate": {"verdict": "ok"}})
     failed = Outcome(item, "failed", code="bad-series", reason='three slices, "mixed"')
-    lines = list(csv.DictReader(predict._results([done, failed]).data.decode().splitlines()))
+    lines = list(csv.DictReader(predict._results([done, failed], with_paths=True).data.decode().splitlines()))
     assert list(lines[0]) == [*predict.COLUMNS[:3], "a", "b", *predict.COLUMNS[3:]]
     assert (lines[0]["a"], lines[0]["gate"], lines[1]["a"]) == ("1.0", "ok", "")
     assert lines[1]["reason"] == 'three slices, "mixed"'

@@ -16,8 +16,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from medae.batch.settings import BatchSettings
+from medae.cli import app
 from medae.data import Case
 from medae.experiment import Experiment
 from medae.tasks import Anomaly
@@ -33,7 +35,9 @@ by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    # every fence is read, so that the end of one block is not taken for the beginning of the next
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
 
 
 def commands(page: Path) -> list[str]:
@@ -172,6 +176,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "demo/inputs").mkdir()
     for name in ("tissue.png", "tissue-noisy.png"):
         (folder / "demo/inputs" / name).write_bytes(png())
+    words = ["batch", "run", folder / "runs/my-nuclei/package", folder / "demo/inputs", "--out", folder / "night"]
+    done = CliRunner().invoke(app, [*map(str, words), "--workers", "0"])
+    assert done.exit_code == 0, done.output
     return folder
 
 

@@ -265,7 +265,8 @@ def test_what_cannot_be_evaluated_on(tmp_path):
 def test_samples_are_evaluated_by_name():
     model = predictor(Anomaly(), lambda x: x, preparation=Preparation(channels=3))
     found = evaluate(model, Sample(name="anomaly-tiles"))
-    assert set(found.metrics["detection"]) == {"all", "ink", "fold", "foreign", "blur"}
+    artefacts = {"ink", "fold", "foreign", "blur", "bubble", "compressed", "stain"}
+    assert set(found.metrics["detection"]) == {"all", *artefacts}
 
 
 def test_headlines():

@@ -16,6 +16,7 @@ from medae.errors import InputError, MedaeError, OutputError, UnknownModel, Usag
 from medae.io.guard import Limits
 from medae_service import decoded, security
 from medae_service.app import paths
+from medae_service.beside import Beside
 from medae_service.description import openapi
 from medae_service.logs import HEALTH
 from medae_service.problems import CODES
@@ -65,9 +66,12 @@ def every_path() -> list[str]:
     from medae_service.service import medae_service
 
     served: Any = medae_service.to_asgi()
+    found = set(openapi()["paths"])
     while not hasattr(served, "routes"):
-        served = served.app
-    return sorted({*routed(served.routes), *openapi()["paths"]} - HEALTH)
+        if isinstance(served, Beside):
+            found |= served.paths
+        served = served.theirs if isinstance(served, Beside) else served.app
+    return sorted({*routed(served.routes), *found} - HEALTH)
 
 
 # who may come in
