@@ -1,5 +1,6 @@
 """The processes of a batch: as one process, whatever dies; memory that is promised; devices that are shared."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -70,15 +71,12 @@ def test_workers_answer_as_one_process_does_and_one_that_is_killed_is_replaced(
         def see(self, outcomes: Sequence[Outcome]) -> None:
             super().see(outcomes)
             if len(self.ids) in (5, 20):
-                children = [
-                    child for child in psutil.Process().children() if "medae.batch.lane" in " ".join(child.cmdline())
-                ]
-                children[-1].kill()
+                os.kill(running("medae.batch.lane")[-1], signal.SIGKILL)
 
     run(settings(package, pictures, tmp_path, workers=2), seen := Murderer())
     assert sorted(seen.ids) == sorted(row["id"] for row in table(whole)), "each case once"
     assert everything(tmp_path) == everything(whole)
-    assert not [child for child in psutil.Process().children() if "medae.batch.lane" in " ".join(child.cmdline())]
+    assert not running("medae.batch.lane")
 
 
 def test_a_case_that_breaks_its_process_is_given_up_and_the_others_are_not(
@@ -223,4 +221,14 @@ def test_a_batch_whose_workers_share_a_device_answers_the_same(
 
 
 def pid_of(module: str) -> int:
-    return next(child.pid for child in psutil.Process().children() if module in " ".join(child.cmdline()))
+    return running(module)[0]
+
+
+def running(module: str) -> list[int]:
+    """The children that run a module; one that has just ended has no command line any more."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # zombies are of that kind
+            if module in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
