@@ -44,6 +44,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 all done; 2 the call is wrong; 3 some inputs failed, each with its reason; 1 our fault.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes would double the time until --help answers
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
