@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medae.errors import OutputError
+from medae.io.answer import sync_one
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,5 @@ def sync(paths: Sequence[Path]) -> None:
         if syncfs(descriptor) != 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error))
-    finally:
-        os.close(descriptor)
-
-
-def sync_one(path: Path) -> None:
-    """A file, or a folder: a rename is on disk only when its folder is."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

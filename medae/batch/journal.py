@@ -20,10 +20,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from medae.batch.folder import Folder, sync, sync_one, taken
+from medae.batch.folder import Folder, sync, taken
 from medae.batch.manifest import Item
 from medae.batch.work import STAGES, Kept, Outcome
-from medae.io.answer import AnswerFile
+from medae.io.answer import AnswerFile, sync_one
 
 SCHEMA = pa.schema(
     [

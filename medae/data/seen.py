@@ -79,13 +79,15 @@ class Seen(Data):
         number = int(_drawn(case)[:8], 16)
         if self.corruption is None or number % 2:
             return image
-        return damaged(image, self.preparation, self.corruption, number)
+        return corrupted(image, self.preparation, self.corruption, number)
 
 
-def damaged(clean: Image, preparation: Preparation, corruption: CorruptionConfig, seed: int) -> Image:
-    """The image after a corruption whose level is in the preparation's range; float32, in the image's units."""
+def corrupted(clean: Image, preparation: Preparation, corruption: CorruptionConfig | None, seed: int) -> Image:
+    """The image after a corruption whose level is in the preparation's range; float32, neither rounded nor cut to the
+    range of the stored type. Without a corruption: the clean image in the same units."""
     lower, scale = preparation.range_of(clean.pixels)
-    noisy = corruption.add_to(stretched(clean.pixels, lower, scale), seed)
+    x = stretched(clean.pixels, lower, scale)
+    noisy = x if corruption is None else corruption.add_to(x, seed)
     if preparation.intensity.kind == "full_range":  # real numbers in 0..1 are what it takes as they are
         return clean.with_pixels(noisy)
     return clean.with_pixels((noisy * np.float32(scale) + np.float32(lower)).astype(np.float32))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from medae.data import Case, Data, LoadedCase, Split
+from medae.data.seen import corrupted
 from medae.errors import InputError, MedaeError, UnfitImage, UsageError
 from medae.evaluation.detection import Voxels, baseline_values, baselines_from, detection, plain_number, verdict
 from medae.evaluation.doubt import answer_with_doubts, selection
@@ -25,7 +26,7 @@ from medae.metrics.fidelity import psnr, ssim
 from medae.metrics.overlap import dice, iou
 from medae.package import ModelPackage
 from medae.predictor import Predictor
-from medae.preparation import Intensity, Preparation, stretched
+from medae.preparation import Intensity, Preparation
 from medae.record import recording
 from medae.report import Gallery, report_file
 from medae.scores.baselines import Baselines
@@ -208,13 +209,7 @@ def damaged(clean: Image, preparation: Preparation, task: Restoration, seed: int
     cut to the range of the stored type.
     """
     assert task.corruption is not None
-    lower, scale = preparation.range_of(clean.pixels)
-    x = stretched(clean.pixels, lower, scale)
-    noisy = task.corruption.add_to(x, seed)
-    if preparation.intensity.kind == "full_range":  # real numbers in 0..1 are what it takes as they are
-        return clean.with_pixels(noisy), clean.with_pixels(x)
-    in_units = [(values * np.float32(scale) + np.float32(lower)).astype(np.float32) for values in (noisy, x)]
-    return clean.with_pixels(in_units[0]), clean.with_pixels(in_units[1])
+    return corrupted(clean, preparation, task.corruption, seed), corrupted(clean, preparation, None, seed)
 
 
 def _code_report(package: ModelPackage) -> "CodeReport | None":

@@ -146,7 +146,7 @@ def write_files(files: Sequence[AnswerFile], folder: Path) -> list[Path]:
                 os.replace(part, path)
                 written.append(path)
             for parent in {path.parent for path in paths}:
-                _sync_folder(parent)
+                sync_one(parent)
         except BaseException:
             for path in written:
                 path.unlink(missing_ok=True)
@@ -206,9 +206,9 @@ def _write_through(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
-    """A rename is on disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_one(path: Path) -> None:
+    """A file, or a folder: a rename is on disk only when its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
