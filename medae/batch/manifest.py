@@ -4,8 +4,9 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from medae.batch.sources import File, Member, is_url, to_bytes
 from medae.errors import UsageError
@@ -28,8 +29,7 @@ STEM_BYTES = 200
 """File systems take names of 255 bytes."""
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One image of a batch."""
 
     id: str
@@ -173,7 +173,7 @@ class Listing:
         if self._pseudonyms is None:
             return item
         patient = None if item.patient is None else self._pseudonyms.name(item.patient)
-        return replace(item, id=self._pseudonyms.name(item.id), patient=patient)
+        return item._replace(id=self._pseudonyms.name(item.id), patient=patient)
 
 
 def expand(value: str) -> list[Path]:

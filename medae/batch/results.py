@@ -4,6 +4,8 @@ It is made of the journal, in the order of the plan: the same records give the s
 many interruptions they were made in (but for the seconds that the stages took).
 """
 
+import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -20,11 +22,14 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+import medae
 from medae.batch import journal, lease
 from medae.batch.folder import Folder, taken
-from medae.batch.plan import CHUNK, Plan
+from medae.batch.plan import CHUNK, Plan, parts
+from medae.batch.settings import WHOLE, Shard
 from medae.batch.work import STAGES
 from medae.calibration import benjamini_hochberg
+from medae.io.answer import AnswerFile, write_files
 
 _BEFORE_SCORES = ("id", "patient", "target", "status")
 _AFTER_SCORES = (
@@ -93,12 +98,54 @@ def count(plan: Plan, rows: pa.Table, packages: Sequence[str]) -> Counts:
     return Counts(len(ids), each[0], each[1], each[2], codes)
 
 
-def finish(folder: Folder, plan: Plan, packages: Sequence[str]) -> Counts:
-    """Writes the table of what is done by now, and says how it stands. Raises OutputError."""
+class Finished(NamedTuple):
+    """How a batch stands when a run of it has ended."""
+
+    counts: Counts
+    written: bool
+    """Whether the table is another than before."""
+
+
+def finish(folder: Folder, plan: Plan, packages: Sequence[str], shard: Shard = WHOLE) -> Finished:
+    """Brings the table up to date with what is done by now, and says how the batch stands. Raises OutputError.
+
+    Shards that share a folder leave the table to the one that answers the last case: were it written anew at the end
+    of each, a thousand of them would write it a thousand times.
+    """
+    paths = journal.segments(folder)
+    counts, others = _standing(plan, paths, packages, shard)
+    if (counts.left and others) or _is_current(folder, _made_of(plan, paths, packages)):
+        return Finished(counts, False)
     with taken(), lease.alone(folder):
+        paths = journal.segments(folder)  # those who waited find what others wrote
+        counts, _ = _standing(plan, paths, packages, shard)
+        source = _made_of(plan, paths, packages)
+        if _is_current(folder, source):
+            return Finished(counts, False)
         write(folder, plan, packages)
-        rows = journal.read(journal.segments(folder), ["id", "package", "status", "code"])
-        return count(plan, rows, packages)
+        write_files([AnswerFile(folder.table.name, "application/json", source)], folder.own)
+        return Finished(counts, True)
+
+
+def _standing(plan: Plan, paths: Sequence[Path], packages: Sequence[str], shard: Shard) -> tuple[Counts, bool]:
+    """How a batch stands, and whether other shards have answered cases of it."""
+    rows = journal.read(paths, ["id", "package", "status", "code"])
+    others = shard.parts > 1 and not parts(rows["id"], shard).all()
+    return count(plan, rows, packages), others
+
+
+def _made_of(plan: Plan, paths: Sequence[Path], packages: Sequence[str]) -> bytes:
+    """All that the table follows from; a segment never changes, and its name never comes again."""
+    names = hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()
+    made_of = {"plan": plan.digest, "segments": names, "packages": list(packages), "medae": medae.__version__}
+    return json.dumps(made_of).encode() + b"\n"
+
+
+def _is_current(folder: Folder, source: bytes) -> bool:
+    try:
+        return folder.results.is_dir() and folder.table.read_bytes() == source
+    except OSError:
+        return False
 
 
 def drop_superseded(folder: Folder, plan: Plan, packages: Sequence[str]) -> None:

@@ -81,10 +81,10 @@ def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> result
             noted.facts |= {"shard": settings.shard, "output": settings.output, "threshold": settings.threshold}
             _work(folder, plan, models, settings, work, watch)
             names = [model.name for model in models]
-            counts = results.finish(folder, plan, names)
+            counts, written = results.finish(folder, plan, names, settings.part)
             if settings.rescore:
                 results.drop_superseded(folder, plan, names)
-            if settings.report and (counts.left == 0 or settings.shard is None):
+            if settings.report and (written or not folder.report.exists()) and folder.results.exists():
                 from medae.batch import report
 
                 report.write(folder, plan, models, settings, counts)

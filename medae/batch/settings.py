@@ -40,6 +40,9 @@ class Shard(NamedTuple):
     parts: int
 
 
+WHOLE = Shard(0, 1)
+
+
 class BatchSettings(Settings):
     """One batch, or one that recurs."""
 
