@@ -32,4 +32,4 @@ def export_csv(out: Path, target: Path) -> int:
 
 
 def _cell(value: Any) -> Any:
-    return " ".join(value) if isinstance(value, list) else value
+    return " ".join(map(str, value)) if isinstance(value, list) else value

@@ -33,7 +33,17 @@ from medae.io.answer import AnswerFile, write_files
 
 _BEFORE_SCORES = ("id", "patient", "target", "status")
 _AFTER_SCORES = (
-    *("percentile", "p_value", "p_adjusted", "decision", "gate", "gate_percentile", "gate_reasons", "outputs"),
+    *(
+        "percentile",
+        "p_value",
+        "p_adjusted",
+        "decision",
+        "gate",
+        "gate_percentile",
+        "gate_reasons",
+        "vector",
+        "outputs",
+    ),
     *("output_digests", "input_digest", *(f"seconds_{stage}" for stage in STAGES), "code", "reason", "medae", "device"),
 )
 

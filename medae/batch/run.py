@@ -119,7 +119,8 @@ def _plan(folder: Folder, settings: BatchSettings, models: Sequence[Model], *, f
 def _describe(folder: Folder, settings: BatchSettings, models: Sequence[Model]) -> None:
     """Writes batch.json: enough to go on without the command that began."""
     said = settings.model_dump(mode="json", exclude={"out", "shard", "rescore"})
-    said["packages"] = [str(model.folder) for model in models]
+    said["packages"] = [str(model.folder) for model in models if not model.embeds]
+    said["embed"] = [str(model.folder) for model in models if model.embeds]
     said["inputs"] = [value if is_url(value) else os.path.abspath(value) for value in settings.inputs]
     if settings.id_key is not None:
         said["id_key"] = os.path.abspath(settings.id_key)
@@ -184,13 +185,15 @@ def _engine(order: Order, settings: BatchSettings, cases: int) -> Engine:
         from medae.batch.on_ray import RayEngine
 
         return RayEngine(order, settings.ray_address, settings.workers)
-    posts = [Post(order.packages, device, 0, settings.max_vram) for device in gpus(settings.device)]
+    shared = {name: folder for name, folder in order.packages.items() if name not in order.embeds}
+    posts = [Post(shared, device, 0, settings.max_vram) for device in gpus(settings.device)]
     return LocalEngine(order, min(settings.workers or cores(), cases), posts=posts, max_ram=settings.max_ram)
 
 
 def _order(models: Sequence[Model], settings: BatchSettings, put: Staged) -> Order:
     return Order(
         packages={model.name: model.folder for model in models},
+        embeds=tuple(model.name for model in models if model.embeds),
         put=put,
         output=settings.output,
         threshold=settings.threshold,
