@@ -44,10 +44,10 @@ from medae.batch.work import Outcome, decode
 from medae.data.samples import stained_tissue
 from medae.image import Image
 from medae.io.answer import Label
-from medae.networks import UNetSettings
+from medae.networks import DnCNNSettings, UNetSettings
 from medae.package import load
 from medae.predictor import prepare
-from medae.tasks import Segmentation
+from medae.tasks import Restoration, Segmentation
 
 SIDE = 128
 SEED = 0
@@ -204,7 +204,9 @@ def stages(out: Path) -> str:
 
 
 def memory(folder: Path, scale: float, book: Book) -> None:
-    model, source = package(folder / "model", (2, 4)), tiles(folder / "in", 100, side=16)
+    model, source = folder / "model", tiles(folder / "in", 100, side=16)
+    if not model.exists():
+        untrained(Restoration(), DnCNNSettings(depth=2, features=2), 3).save(model)
     peaks = {}
     for count in (2_000, int(100_000 * scale), int(200_000 * scale)):
         cases = folder / f"{count}.csv"

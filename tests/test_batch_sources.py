@@ -7,19 +7,26 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from medae import io
+from medae.batch import remote
 from medae.batch.archives import read_member
 from medae.batch.manifest import list_items
 from medae.batch.remote import read_url, require_allowed
+from medae.batch.results import Counts
+from medae.batch.run import run
+from medae.batch.settings import BatchSettings
 from medae.batch.sources import File, Member, Url, fetch, from_bytes, to_bytes
 from medae.errors import LimitExceeded, UnreadableImage, UsageError
 from medae.io import DEFAULT_LIMITS
-from tests.batch_parts import write_pictures, write_series
+from tests.batch_parts import Seen, everything, segmenter, write_pictures, write_series
 
 
 @pytest.fixture
@@ -162,6 +169,52 @@ def test_urls_are_listed_and_read(folder: Path) -> None:
         read_url("memory://study/gone.png", DEFAULT_LIMITS, allow)
     with pytest.raises(LimitExceeded):
         read_url("memory://study/a.png", DEFAULT_LIMITS.model_copy(update={"bytes": 10}), allow)
+
+
+class Buckets(MemoryFileSystem):
+    """Objects in buckets, by the names that s3fs gives them; in this process."""
+
+    protocol = ("s3",)
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("s3://").strip("/")
+
+    def unstrip_protocol(self, name: str) -> str:
+        return f"s3://{name.lstrip('/')}"
+
+
+def test_a_bucket_is_answered_as_the_folder_that_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given as a folder, a pattern, and rows of a list; one that changes is noticed where digests are asked."""
+    folder = write_pictures(tmp_path / "in")
+    monkeypatch.setitem(_registry, "s3", Buckets)
+    remote._file_system.cache_clear()
+    store = fsspec.filesystem("s3")
+    names = [path.name for path in sorted(folder.glob("*.png"))]
+    for name in names:
+        store.pipe(f"s3://bucket/study/{name}", (folder / name).read_bytes())
+    store.pipe("s3://bucket/other/x.png", b"no picture")
+    segmenter().save(tmp_path / "model")
+    (tmp_path / "cases.csv").write_text("path\n" + "".join(f"s3://bucket/study/{name}\n" for name in names))
+
+    def answer(source: str, out: str, **given: Any) -> Counts:
+        settings = {"packages": [str(tmp_path / "model")], "inputs": [source], "out": tmp_path / out, "workers": 0}
+        return run(BatchSettings.model_validate(settings | {"device": "cpu", "report": False} | given), Seen())
+
+    answer(str(folder), "whole")
+    allow = ["s3://bucket/study/"]
+    for out, source in {"a": allow[0], "b": "s3://bucket/study/*.png", "c": str(tmp_path / "cases.csv")}.items():
+        answer(source, out, allow=allow)
+        assert everything(tmp_path / out) == everything(tmp_path / "whole")
+    with pytest.raises(UsageError, match="not allowed"):
+        answer("s3://bucket/other/", "d", allow=allow)
+    assert answer(str(tmp_path / "cases.csv"), "e").failed == len(names), "rows that are not allowed fail alone"
+    store.pipe(f"s3://bucket/study/{names[0]}", (folder / names[1]).read_bytes())
+    with pytest.raises(UsageError, match="1 inputs that were answered have changed"):
+        answer(allow[0], "a", allow=allow, verify=True)
+    remote._file_system.cache_clear()
 
 
 @pytest.fixture

@@ -92,9 +92,11 @@ class Counts:
         return self.total - self.done - self.failed - self.fault
 
 
-def count(plan: Plan, rows: pa.Table, packages: Sequence[str]) -> Counts:
-    """Of cases: one counts as failed where any model failed on it, as left where any model has not answered."""
+def count(plan: Plan, rows: pa.Table, packages: Sequence[str], shard: Shard = WHOLE) -> Counts:
+    """Of a shard's cases: one counts as failed where any model failed on it, as left where any has not answered."""
     ids = plan.ids()
+    if shard.parts > 1:
+        ids = ids.filter(pa.array(parts(ids, shard)))
     worst = np.zeros(len(ids), np.int64)
     order = ("done", "failed", "fault")
     codes: Counter[str] = Counter()
@@ -122,14 +124,14 @@ def finish(folder: Folder, plan: Plan, packages: Sequence[str], shard: Shard = W
     Shards that share a folder leave the table to the one that answers the last case: were it written anew at the end
     of each, a thousand of them would write it a thousand times.
     """
-    paths = journal.segments(folder)
-    counts, others = _standing(plan, paths, packages, shard)
-    if (counts.left and others) or _is_current(folder, _made_of(plan, paths, packages)):
+    counts = standing(folder, plan, packages)
+    if counts.left and _others_answered(folder, shard):
+        return Finished(counts, False)
+    if _is_current(folder, _made_of(plan, journal.segments(folder), packages)):
         return Finished(counts, False)
     with taken(), lease.alone(folder):
         paths = journal.segments(folder)  # those who waited find what others wrote
-        counts, _ = _standing(plan, paths, packages, shard)
-        source = _made_of(plan, paths, packages)
+        source, counts = _made_of(plan, paths, packages), standing(folder, plan, packages)
         if _is_current(folder, source):
             return Finished(counts, False)
         write(folder, plan, packages)
@@ -137,11 +139,15 @@ def finish(folder: Folder, plan: Plan, packages: Sequence[str], shard: Shard = W
         return Finished(counts, True)
 
 
-def _standing(plan: Plan, paths: Sequence[Path], packages: Sequence[str], shard: Shard) -> tuple[Counts, bool]:
-    """How a batch stands, and whether other shards have answered cases of it."""
-    rows = journal.read(paths, ["id", "package", "status", "code"])
-    others = shard.parts > 1 and not parts(rows["id"], shard).all()
-    return count(plan, rows, packages), others
+def standing(folder: Folder, plan: Plan, packages: Sequence[str], shard: Shard = WHOLE) -> Counts:
+    """How the batch, or a shard of it, stands by its journal."""
+    rows = journal.read(journal.segments(folder), ["id", "package", "status", "code"])
+    return count(plan, rows, packages, shard)
+
+
+def _others_answered(folder: Folder, shard: Shard) -> bool:
+    """Whether there are answers of other shards: some that have a folder of their own have none."""
+    return shard.parts > 1 and not parts(journal.read(journal.segments(folder), ["id"])["id"], shard).all()
 
 
 def _made_of(plan: Plan, paths: Sequence[Path], packages: Sequence[str]) -> bytes:

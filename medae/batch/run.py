@@ -17,7 +17,7 @@ from medae.batch.device import Post
 from medae.batch.folder import Folder, require_writable, taken
 from medae.batch.journal import Journal, Staged
 from medae.batch.lane import Order, make_hand
-from medae.batch.local import Inline, LocalEngine, cores, gpus
+from medae.batch.local import Inline, LocalEngine, gpus
 from medae.batch.manifest import Item, Listing
 from medae.batch.plan import Plan, known_ids, write_plan
 from medae.batch.resume import Left, left
@@ -26,6 +26,7 @@ from medae.batch.sources import is_url
 from medae.batch.work import Outcome
 from medae.errors import UsageError
 from medae.io.answer import AnswerFile, write_files
+from medae.machine import cores
 from medae.pseudonyms import Pseudonyms
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class Watch(Protocol):
 
 
 def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> results.Counts:
-    """Do what is left of a batch, and write its table. again: also what had failed.
+    """Do what is left of a batch, and write its table. again: also what had failed. Returns how the batch or, of one
+    that is sharded, the own shard stands.
 
     Stopped at any moment, it goes on from its last commit when it is called again. Raises UsageError for a call that
     does not fit what lies in the output folder, OutputError where that does not take what is written.
@@ -88,6 +90,8 @@ def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> result
                 from medae.batch import report
 
                 report.write(folder, plan, models, settings, counts)
+            if settings.shard is not None:
+                counts = results.standing(folder, plan, names, settings.part)
             noted.facts["counts"] = {
                 name: getattr(counts, name) for name in ("total", "done", "failed", "fault", "left")
             }
