@@ -43,12 +43,12 @@ def pack(folder: Path, archive: Path) -> Path:
             for path in sorted(folder.rglob("*")):
                 table.write(path, path.relative_to(folder))
     else:
-        with tarfile.open(archive, "w") as table:
+        with tarfile.open(archive, "w:gz" if archive.suffix in (".gz", ".tgz") else "w") as table:
             table.add(folder, ".")
     return archive
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tgz"])
 def test_an_archive_holds_what_its_folder_held(folder: Path, tmp_path: Path, kind: str) -> None:
     packed = list_items([str(pack(folder, tmp_path / f"a.{kind}"))])
     plain = list_items([str(folder)])
@@ -107,10 +107,42 @@ def test_damaged_archives_are_named(folder: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UsageError):
             list_items([str(tmp_path / name)])
-    with tarfile.open(tmp_path / "e.tar", "w:gz") as tar:
+    with tarfile.open(tmp_path / "e.tar", "w:xz") as tar:
         tar.add(folder / "a.png", "a.png")
-    with pytest.raises(UsageError, match="compressed as a whole"):
+    with pytest.raises(UsageError, match="another tool than gzip"):
         list_items([str(tmp_path / "e.tar")])
+    whole = pack(folder, tmp_path / "f.tar.gz").read_bytes()
+    for length in (100, len(whole) // 2):
+        (tmp_path / "g.tar.gz").write_bytes(whole[:length])
+        with pytest.raises(UsageError, match=r"is it whole|is damaged"):
+            list_items([str(tmp_path / "g.tar.gz")])
+
+
+def test_files_of_a_packed_tar_are_read_in_any_order(folder: Path, tmp_path: Path) -> None:
+    items = list_items([str(pack(folder, tmp_path / "a.tar.gz"))]).items
+    for item in (*items, *reversed(items)):
+        assert fetch(item.files, DEFAULT_LIMITS).fingerprint == fetch(item.files, DEFAULT_LIMITS).fingerprint
+    read = [fetch((file,), DEFAULT_LIMITS).sources for item in items for file in item.files]
+    back = [fetch((file,), DEFAULT_LIMITS).sources for item in reversed(items) for file in reversed(item.files)]
+    assert read == back[::-1]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_takes_no_more_than_is_plausible(tmp_path: Path, mode: Any) -> None:
+    """A file, or one of the headers that tarfile reads at once, that declares more than came."""
+    for kind, said in ((tarfile.REGTYPE, "unpacks to|is damaged"), (tarfile.XHDTYPE, "impossible length")):
+        with tarfile.open(tmp_path / "a.tar", mode, format=tarfile.GNU_FORMAT) as tar:
+            forged = tarfile.TarInfo("a.png")
+            forged.type, forged.size = kind, 1 << 36
+            tar.addfile(forged)
+        with pytest.raises(UsageError, match=said):
+            list_items([str(tmp_path / "a.tar")])
+    with tarfile.open(tmp_path / "zeros.tar.gz", "w:gz") as tar:
+        zeros = tarfile.TarInfo("a.png")
+        zeros.size = DEFAULT_LIMITS.inflate_freely + 1
+        tar.addfile(zeros, bytes_io.BytesIO(bytes(zeros.size)))
+    with pytest.raises(UsageError, match="over 100 for each that came"):
+        list_items([str(tmp_path / "zeros.tar.gz")])
 
 
 ALLOWED = [

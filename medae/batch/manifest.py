@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = (
 item with a reason, and is not passed over. Whether a file really is an image, its content decides when it is read."""
 
 LIST_SUFFIXES = (".csv", ".parquet")
-ARCHIVE_SUFFIXES = (".zip", ".tar")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 HEAD_BYTES = 132
 

@@ -51,7 +51,8 @@ class BatchSettings(Settings):
     embed: tuple[str, ...] = ()
     """Packages of autoencoders, of which the table gets each case's vector: the mean of its latent over all places."""
     inputs: tuple[str, ...] = Field(min_length=1)
-    """Images, folders of them, DICOM series, patterns, archives (.zip, .tar), lists of cases (.csv, .parquet), URLs."""
+    """Images, folders of them, DICOM series, patterns, archives (.zip, .tar, .tar.gz), lists of cases (.csv,
+    .parquet), URLs."""
     out: Path
     """Folder of the results."""
     output: Literal["default", "probabilities", "labels-nifti", "summary", "overlay", "table"] = "default"

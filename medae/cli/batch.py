@@ -26,7 +26,8 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="[PACKAGE] [INPUT]...",
-            help="A model; then images, folders, DICOM series, patterns, lists (.csv, .parquet), archives (.zip, .tar) "
+            help="A model; then images, folders, DICOM series, patterns, lists (.csv, .parquet), archives (.zip, .tar, "
+            ".tar.gz) "
             "or URLs. With --package or --embed, all are inputs.",
             show_default=False,
         ),
