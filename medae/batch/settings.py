@@ -135,9 +135,8 @@ def load_models(settings: BatchSettings) -> list[Model]:
         taken = {model.name for model in models}
         digest = package.digest.removeprefix("sha256:")[:8]
         names = (card.name, f"{card.name}-{card.version}", f"{card.name}-{digest}")
-        if embeds:
-            names = tuple(f"{name}-embedding" for name in names)
-        name = next((name for name in map(_plain, names) if name not in taken), None)
+        suffix = "-embedding" if embeds else ""
+        name = next((name for name in (_plain(name + suffix) for name in names) if name not in taken), None)
         if name is None:
             raise UsageError(f"{place}: this package is given twice")
         models.append(Model(name, folder.resolve(), package, _key(package, settings, embeds), embeds))

@@ -115,8 +115,9 @@ class Answer(NamedTuple):
 class Embedder(Protocol):
     """Turns an image into a vector, as `medae.latent.LatentSpace` does."""
 
-    provenance: Mapping[str, Any]
-    """As that of a Predictor."""
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """As that of a Predictor."""
 
     def embed(self, image: Image) -> NDArray[np.float32]: ...
 
