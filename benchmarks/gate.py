@@ -50,7 +50,12 @@ def _spread(pixels: Array) -> tuple[float, float]:
 
 
 def _like(values: Array, pixels: Array) -> Array:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8) if pixels.dtype == np.uint8 else values.astype(np.float32)
+    """In the type and steps of the image: no scanner stores fractions of them, which would give the damage away."""
+    if pixels.dtype == np.uint8:
+        return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    levels = np.unique(pixels).astype(float)
+    step = np.diff(levels).min() if len(levels) > 1 else 1.0
+    return (levels[0] + np.rint((values - levels[0]) / step) * step).astype(np.float32)
 
 
 def noise(pixels: Array, rng: np.random.Generator) -> Array:
