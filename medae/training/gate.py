@@ -110,9 +110,7 @@ def _experiment(
             "version": model.version,
             "data": data,
             "preparation": preparation,
-            "task": Anomaly(
-                scores=(scores.RankAverage(name=SCORE, by="highest", members=tuple(m.key for m in MEMBERS)), *MEMBERS)
-            ),
+            "task": Anomaly(scores=(strangest, *MEMBERS)),
             "network": VAESettings(dims=dims, features=settings.features, latent_channels=settings.latent_channels),
             "objectives": (MSE(), KL()),
             "training": training,
