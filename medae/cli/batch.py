@@ -20,18 +20,21 @@ batch = typer.Typer(
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The output folder of a batch.", show_default=False)]
 
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PACKAGE] [INPUT]...",
+        help="A model; then images, folders, DICOM series, patterns, lists (.csv, .parquet), archives (.zip, .tar, "
+        ".tar.gz) "
+        "or URLs. With --package or --embed, all are inputs.",
+        show_default=False,
+    ),
+]
+
+
 @batch.command()
 def run(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[PACKAGE] [INPUT]...",
-            help="A model; then images, folders, DICOM series, patterns, lists (.csv, .parquet), archives (.zip, .tar, "
-            ".tar.gz) "
-            "or URLs. With --package or --embed, all are inputs.",
-            show_default=False,
-        ),
-    ] = None,
+    words: Words = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)] = None,
     package: Annotated[list[str] | None, typer.Option(help="A model; again for more, in one pass.")] = None,
     embed: Annotated[
