@@ -30,8 +30,9 @@ def stored_frames(slices: Sequence[Slice]) -> Generator[NDArray[Any]]:
     """
     first = slices[0]
     with opened(first.file) as stream:
-        plain, _ = as_plain(stream, first.header_size + _HEAD_OF_PIXELS + first.stored_bytes)
-        dataset = with_pixels(first.dataset, plain, first.header_size)
+        if first.is_deflated:
+            stream, _ = as_plain(stream, first.header_size + _HEAD_OF_PIXELS + first.stored_bytes)
+        dataset = with_pixels(first.dataset, stream, first.header_size)
     if not any(name in dataset for name in ("PixelData", *FLOAT_BITS)):
         raise UnreadableImage(f"the DICOM file declares {first.rows} x {first.columns} pixels and has no pixel data")
     with guarded("the DICOM pixel data is damaged"):
@@ -72,7 +73,21 @@ def modality_values(stored_RW: NDArray[Any], at: Slice) -> NDArray[Any]:
         values: NDArray[Any] = apply_modality_lut(stored_RW, at.dataset)
         return values
     slope, intercept = rescale(at.dataset, at.frame)
+    if shifts_exactly(slope, intercept, stored_RW.dtype):
+        shifted: NDArray[Any] = stored_RW + np.float32(intercept)
+        return shifted
     return stored_RW * slope + intercept  # float64 until it is stored
+
+
+def shifts_exactly(slope: float, intercept: float, stored: np.dtype[Any]) -> bool:
+    """Whether float32 holds every modality value of such samples to the last bit: as a rule that of CT."""
+    return (
+        slope == 1
+        and intercept.is_integer()
+        and abs(intercept) < 1 << 23
+        and stored.kind in "iu"
+        and stored.itemsize <= 2
+    )
 
 
 def value_type(stored: np.dtype[Any]) -> type[np.floating[Any]]:
