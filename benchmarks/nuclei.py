@@ -1,11 +1,12 @@
 """SegNet beside the U-Net at equal widths and steps on real nuclei: quality, time, memory; and what needs no training.
 
 DSB2018 (test: md5 of the id, of five parts the first) and TNBC (every patient held out once, in two folds). Each
-network is trained on the CPU with the same crops, steps and seeds; its mask is parted into nuclei by the watershed that
+network is trained with the same crops, steps and seeds; its mask is parted into nuclei by the watershed that
 parts the floor's, Otsu's threshold. Results are kept picture by picture in `--out`: a run that was cut off goes on.
-Times are those of the processor, of one thread: other work does not count.
+Times of `--measure` are those of the processor, of one thread: other work does not count. Those of a CUDA device are in
+`benchmarks.cuda`.
 
-    python -m benchmarks.nuclei [--steps 600] [--seeds 0 1 2] [--out runs/nuclei] [--measure]
+    python -m benchmarks.nuclei [--steps 600] [--seeds 0 1 2] [--workers 0] [--out runs/nuclei] [--measure]
 """
 
 import argparse
@@ -39,7 +40,7 @@ Task = tuple[str, int, str, int]
 """Set, fold, method, seed."""
 
 
-def experiment(network: str, cases: Path, steps: int, seed: int) -> Any:
+def experiment(network: str, cases: Path, steps: int, seed: int, workers: int = 0) -> Any:
     """The training of one network."""
     from medae.experiment import Experiment
 
@@ -60,25 +61,27 @@ def experiment(network: str, cases: Path, steps: int, seed: int) -> Any:
                 "learning_rate": 0.003,
                 "ema": 0.99,
                 "seed": seed,
-                "device": "cpu",
                 "threads": 1,
+                "workers": workers,
                 "pictures": 0,
             },
         }
     )
 
 
-def measure(task: Task, pictures: list[Picture], steps: int) -> Iterator[dict[str, Any]]:
+def measure(task: Task, pictures: list[Picture], steps: int, workers: int = 0) -> Iterator[dict[str, Any]]:
     """Each held-out picture by one method; a network is trained without them first."""
     name, fold, method, seed = task
-    segment = partial(otsu, name) if method == FLOOR else trained(task, pictures, steps)
+    segment = partial(otsu, name) if method == FLOOR else trained(task, pictures, steps, workers)
     for picture in pictures:
         if held_out(name, picture, fold) or (method == FLOOR and name == "tnbc"):
             found = measured(segment(picture.rgb), picture.nuclei)
             yield {"set": name, "method": method, "seed": seed, "id": picture.id} | found
 
 
-def trained(task: Task, pictures: list[Picture], steps: int) -> Callable[[NDArray[np.uint8]], NDArray[np.bool_]]:
+def trained(
+    task: Task, pictures: list[Picture], steps: int, workers: int
+) -> Callable[[NDArray[np.uint8]], NDArray[np.bool_]]:
     """Picture -> mask."""
     from medae.image import Image
     from medae.predictor import Predictor
@@ -87,7 +90,7 @@ def trained(task: Task, pictures: list[Picture], steps: int) -> Callable[[NDArra
     name, fold, network, seed = task
     with tempfile.TemporaryDirectory() as folder:
         cases = write_cases(name, pictures, fold, Path(folder) / "data")
-        predictor = Predictor(train(experiment(network, cases, steps, seed), Path(folder) / "run"), device="cpu")
+        predictor = Predictor(train(experiment(network, cases, steps, seed, workers), Path(folder) / "run"))
     return lambda rgb: predictor(Image.from_picture(rgb)).image.pixels[0, 0] > 0
 
 
@@ -176,6 +179,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=SHARED, help="where dsb2018_stage1 and tnbc_nuclei lie")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=0, help="processes that cut patches for a training")
     parser.add_argument("--out", type=Path, default=Path("runs/nuclei"), help="keeps results.jsonl")
     parser.add_argument("--measure", action="store_true", help="time and memory only")
     parser.add_argument("--cost", choices=list(NETWORKS), help=argparse.SUPPRESS)
@@ -205,7 +209,9 @@ def results(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for network in NETWORKS
     ]
     for task in (task for task in tasks if task not in done):
-        made = [line | {"run": list(task)} for line in measure(task, pictures[task[0]], arguments.steps)]
+        made = [
+            line | {"run": list(task)} for line in measure(task, pictures[task[0]], arguments.steps, arguments.workers)
+        ]
         with path.open("a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in made))
         lines += made

@@ -22,7 +22,7 @@ from medae.training.prior import bits_per_code, codes_of
 
 def measure(package: ModelPackage) -> dict[str, Any]:
     experiment = Experiment.model_validate(package.card.experiment)
-    space, prior = LatentSpace(package, "cpu"), prior_of(package)
+    space, prior = LatentSpace(package, "auto"), prior_of(package)
     found: dict[str, Any] = {"entries": prior.codes, "grid": prior.grid}
     for split in ("train", "validation", "test"):
         codes = codes_of(space, experiment, split)
@@ -60,7 +60,7 @@ def main() -> None:
     print(show(measure(package)))
     if arguments.out is not None:
         package.save(arguments.out / "package")
-        space = LatentSpace(package, "cpu")
+        space = LatentSpace(package, "auto")
         write_files([sample(space, count=16, seed=0)], arguments.out)
 
 

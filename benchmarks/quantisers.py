@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.models import table
+from medae.backends.torch import choose_device
 from medae.data.samples import Sample
 from medae.metrics.book import Usage
 from medae.networks import Codes, Output, VQVAESettings, run
@@ -89,12 +90,13 @@ def network_with(name: str, seed: int, features: Sequence[int]) -> nn.Module:
 def fitted(name: str, seed: int, steps: int, features: Sequence[int]) -> dict[str, float]:
     """One training and what it measured on the test tiles."""
     picture, test = pictures()
-    network = network_with(name, seed, features)
+    device = choose_device("auto")
+    network = network_with(name, seed, features).to(device)
     loss = Loss([MSE()] if name in LEVELS else [MSE(), Commitment()])
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
     network.train()
     started = time.process_time()
-    for step, x in enumerate(tiles(picture, seed, steps)):
+    for step, x in enumerate(batch.to(device) for batch in tiles(picture, seed, steps)):
         torch.manual_seed(10_000 * seed + step)
         total, _ = loss(run(network, x), x, step / steps)
         optimiser.zero_grad()
@@ -103,9 +105,9 @@ def fitted(name: str, seed: int, steps: int, features: Sequence[int]) -> dict[st
     spent = time.process_time() - started
     print(f"seed {seed}: {name} trained in {spent:.0f} s", file=sys.stderr)
     with torch.no_grad():
-        said: Output = run(network.eval(), test)
+        said: Output = run(network.eval(), test.to(device))
     assert isinstance(said.latent, Codes)
-    errors = (said.prediction.clamp(0, 1) - test).square().flatten(1).mean(1)
+    errors = (said.prediction.cpu().clamp(0, 1) - test).square().flatten(1).mean(1)
     return {
         "codes": float(Usage.of([said.latent.indices], BOOK).used),
         "perplexity": Usage.of([said.latent.indices], BOOK).perplexity,
