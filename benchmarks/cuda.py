@@ -87,6 +87,7 @@ def steps(kind: str, precise: bool, count: int) -> tuple[float, float]:
     """(milliseconds of a training step, MiB at the peak beyond weights and optimiser)."""
     torch.manual_seed(0)
     net = TypeAdapter(NetworkConfig).validate_python(NETWORKS[kind]).build(3, 2).cuda()
+    net = net.to(memory_format=torch.channels_last)
     optimiser, loss = torch.optim.AdamW(net.parameters()), Loss([DiceCE()])
     x = torch.rand(BATCH, 3, PATCH, PATCH, device="cuda").to(memory_format=torch.channels_last)
     target = torch.randint(0, 2, (BATCH, 1, PATCH, PATCH), device="cuda")

@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=0, help="processes that cut patches for a training")
     parser.add_argument("--out", type=Path, default=Path("runs/nuclei"), help="keeps results.jsonl")
+    parser.add_argument("--networks", choices=list(NETWORKS), nargs="+", default=list(NETWORKS))
     parser.add_argument("--measure", action="store_true", help="time and memory only")
     parser.add_argument("--cost", choices=list(NETWORKS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -206,7 +207,7 @@ def results(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for seed in arguments.seeds
         for name, (_, folds) in SETS.items()
         for fold in folds
-        for network in NETWORKS
+        for network in arguments.networks
     ]
     for task in (task for task in tasks if task not in done):
         made = [

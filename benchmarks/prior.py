@@ -54,9 +54,10 @@ def show(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--package", type=Path, help="a package trained by demo/codes-tissue, instead of training one")
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--out", type=Path, help="leave the package and pictures of samples here")
     arguments = parser.parse_args()
-    package = trained("demo/codes-tissue.yaml", package=arguments.package)
+    package = trained("demo/codes-tissue.yaml", [f"training.seed={arguments.seed}"], arguments.package)
     print(show(measure(package)))
     if arguments.out is not None:
         package.save(arguments.out / "package")

@@ -22,7 +22,16 @@ from medae.tasks import Restoration
 from medae.training import train
 from tests.conftest import tilted_affine, untrained_package
 from tests.networks_small import EACH, built, name, noise, sized
-from tests.training_toys import anomaly, codes, denoising, disc_pictures, lines, require_same_end, segmentation
+from tests.training_toys import (
+    TRAINING,
+    anomaly,
+    codes,
+    denoising,
+    disc_pictures,
+    lines,
+    require_same_end,
+    segmentation,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -154,7 +163,10 @@ def trainings(root: Path) -> dict[str, Experiment]:
         "vae": anomaly(root, **settings),
         "vqvae": codes(root, prior=PRIOR, **settings),
         "layer by layer": changed(
-            anomaly(root, **settings, layer_wise=0.5), network=STACKED, objectives=[{"kind": "mse"}]
+            anomaly(root, **settings),
+            network=STACKED,
+            objectives=[{"kind": "mse"}],
+            training=TRAINING | settings | {"layer_wise": 0.5, "ema": None},
         ),
     }
 
