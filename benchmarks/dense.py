@@ -165,14 +165,16 @@ def of_components_rows(train: Tensor, test: Tensor) -> list[tuple[object, ...]]:
     return rows
 
 
-def layers(train: Tensor, test: Tensor, names: list[str], path: Path | None) -> list[tuple[object, ...]]:
-    """Each deep network in each of the ways, the mean of three seeds."""
+def layers(
+    train: Tensor, test: Tensor, names: list[str], seeds: list[int], path: Path | None
+) -> list[tuple[object, ...]]:
+    """Each deep network in each of the ways, means over the seeds."""
     rows: list[tuple[object, ...]] = []
     for name in names:
         means: dict[str, list[float]] = {}
         for way, (share, steps) in WAYS.items():
             found = []
-            for seed in SEEDS:
+            for seed in seeds:
                 net, losses = trained(train, seed, share, steps, widths=WIDTHS, **DEEP[name])
                 falls = share == 0 or monotone(losses, share, len(net.stages))
                 found.append((error(net, train), error(net, test), falls))
@@ -196,6 +198,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=("components", "layers"), nargs="+", default=["components", "layers"])
     parser.add_argument("--deep", choices=list(DEEP), nargs="+", default=list(DEEP), help="of the deep networks")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the deep trainings")
     parser.add_argument("--json", type=Path, help="also append the numbers of each deep training here, a line each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,7 +213,7 @@ def main() -> None:
         print(table(head, of_components_rows(train, test)), "\n", flush=True)
     if "layers" in arguments.only:
         head = ("64-128-64-32-10", "way", "steps", "training error", "test error", "ratio", "ratio", "stages monotone")
-        print(table(head, layers(train, test, arguments.deep, arguments.json)))
+        print(table(head, layers(train, test, arguments.deep, arguments.seeds, arguments.json)))
 
 
 if __name__ == "__main__":
