@@ -32,6 +32,7 @@ from medae.package import ModelPackage
 CODED = ["data.name=anomaly-tiles", "training.patch=[24,24]", "training.steps=1500", "prior=null"]
 MEMBERS: dict[str, tuple[str, list[str]]] = {
     "dense": ("autoencoders/anomaly-dense", []),
+    "dense, sparse": ("autoencoders/anomaly-dense-sparse", []),
     "conv, flat": ("autoencoders/anomaly-conv-flat", []),
     "conv, a map": ("autoencoders/anomaly-conv", []),
     "vae": ("demo/anomaly-tissue", []),

@@ -212,7 +212,7 @@ def main() -> None:
         costs()
     elif arguments.picture:
         found = drawn(list(dsb2018(arguments.data)), arguments.steps, arguments.workers)
-        picture_of(found, rows=3, side=192, zoom=1).save(arguments.picture, optimize=True)
+        picture_of(found, rows=3, side=160, zoom=1).quantize(128).save(arguments.picture, optimize=True)
     else:
         print(summary(results(arguments)))
 

@@ -178,7 +178,7 @@ def main() -> None:
     ]
     print(table(("trained for", *measures), rows))
     if arguments.picture:
-        picture_of(shown).save(arguments.picture)
+        picture_of(shown, rows=3).save(arguments.picture, optimize=True)
 
 
 if __name__ == "__main__":
