@@ -6,7 +6,7 @@ gate's score for own test cases against each kind of stranger, the verdicts at t
 of gate and uncertainties with Dice over own cases clean and damaged, and the area under the risk-coverage curve beside
 that of the mean soft-max.
 
-    python -m benchmarks.gate --data shared/data [--only nuclei] [--seeds 0 1 2] [--out results.json]
+    python -m benchmarks.gate --data shared/data [--only nuclei] [--seeds 0 1 2] [--json results.jsonl]
 """
 
 import argparse
@@ -18,6 +18,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from PIL import Image as Picture
 from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata, spearmanr
 
+from benchmarks.lines import Lines
 from medae.experiment import Experiment
 from medae.image import Image
 from medae.io import read_image, read_labels
@@ -48,7 +50,12 @@ def _spread(pixels: Array) -> tuple[float, float]:
 
 
 def _like(values: Array, pixels: Array) -> Array:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8) if pixels.dtype == np.uint8 else values.astype(np.float32)
+    """In the type and steps of the image: no scanner stores fractions of them, which would give the damage away."""
+    if pixels.dtype == np.uint8:
+        return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    levels = np.unique(pixels).astype(float)
+    step = np.diff(levels).min() if len(levels) > 1 else 1.0
+    return (levels[0] + np.rint((values - levels[0]) / step) * step).astype(np.float32)
 
 
 def noise(pixels: Array, rng: np.random.Generator) -> Array:
@@ -340,18 +347,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", choices=BENCHES, nargs="*", default=list(BENCHES))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, help="also write the numbers here, as JSON lines")
+    parser.add_argument("--json", type=Path, help="the numbers of every run; what is there is not made again")
     arguments = parser.parse_args()
+    lines = Lines(arguments.json)
     for name in arguments.only:
         for seed in arguments.seeds:
-            with tempfile.TemporaryDirectory() as work:
-                bench = BENCHES[name](arguments.data, Path(work), seed)
-                package = train(bench.experiment, Path(work) / "run", progress=False)
-                line = json.dumps({"model": name, "seed": seed, **measure(bench, package)})
-            print(line, flush=True)
-            if arguments.out is not None:
-                with arguments.out.open("a") as stream:
-                    stream.write(line + "\n")
+            run = {"model": name, "seed": seed}
+            print(json.dumps(lines.made(run, partial(trained_and_measured, name, arguments.data, seed))), flush=True)
+
+
+def trained_and_measured(name: str, data: Path, seed: int) -> dict[str, Any]:
+    """All numbers of one training."""
+    with tempfile.TemporaryDirectory() as work:
+        bench = BENCHES[name](data, Path(work), seed)
+        return measure(bench, train(bench.experiment, Path(work) / "run", progress=False))
 
 
 if __name__ == "__main__":

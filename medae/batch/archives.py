@@ -5,8 +5,6 @@ is read, and no more of it is read than it declared.
 """
 
 import os
-import re
-import stat
 import tarfile
 import tempfile
 import zipfile
@@ -19,11 +17,9 @@ from typing import NamedTuple
 from medae.batch.manifest import HEAD_BYTES, counts_as_image
 from medae.errors import InputError, LimitExceeded, UnreadableImage, UsageError
 from medae.io import dicom
+from medae.io.archive import entries_of, is_seen, require_inside
 from medae.io.guard import DEFAULT_LIMITS, Limits
 
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_ENCRYPTED = 0x1
-_DRIVE = re.compile("[A-Za-z]:")
 _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -49,7 +45,7 @@ class _Archive(ABC):
     """An archive that stays open for the reads to come."""
 
     def __init__(self, path: Path, table: zipfile.ZipFile | tarfile.TarFile) -> None:
-        """Raises UsageError for an archive that no honest tool makes."""
+        """Raises UsageError or UnsupportedImage for an archive that no honest tool makes."""
         self.close = table.close
         try:
             self.entries = self._listed(path)
@@ -72,21 +68,8 @@ class _Zip(_Archive):
         super().__init__(path, self._table)
 
     def _listed(self, path: Path) -> dict[str, Entry]:
-        entries: dict[str, Entry] = {}
-        for entry in self._table.infolist():
-            _require_inside(entry.filename, entry.orig_filename)
-            kind = stat.S_IFMT(entry.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UsageError("a zip among the inputs has links; pack plain files only")
-            if entry.flag_bits & _ENCRYPTED or entry.compress_type not in _METHODS:
-                raise UsageError(
-                    "a zip among the inputs is encrypted or packed in an unusual way; pack it with deflate"
-                )
-            if not entry.is_dir():
-                entries[entry.filename] = Entry(entry.file_size, entry.compress_size)
-        if sum(entry.stored for entry in entries.values()) > os.stat(path).st_size:
-            raise UsageError("a zip among the inputs has files that share their data, as zip bombs have; pack it again")
-        return entries
+        found = entries_of(self._table, os.stat(path).st_size)
+        return {entry.filename: Entry(entry.file_size, entry.compress_size) for entry in found}
 
     def read(self, name: str, size: int) -> bytes:
         with self._table.open(name) as packed:
@@ -107,7 +90,7 @@ class _Tar(_Archive):
     def _listed(self, path: Path) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
         for member in self._table:
-            _require_inside(member.name)
+            require_inside(member.name)
             if member.isreg() and member.sparse is None:
                 entries[member.name] = Entry(member.size, member.size)
         return entries
@@ -126,10 +109,12 @@ def group_members(archive: Path) -> tuple[list[tuple[str, ...]], int]:
     """
     try:
         opened = _opened(archive)
-        is_dicom = {name: _is_dicom(opened, name, entry) for name, entry in opened.entries.items() if _is_seen(name)}
+        is_dicom = {name: _is_dicom(opened, name, entry) for name, entry in opened.entries.items() if is_seen(name)}
         alone = [(name,) for name, so in is_dicom.items() if not so and counts_as_image(name)]
         groups = [*alone, *_series(opened, [name for name, so in is_dicom.items() if so])]
-    except (*_DAMAGE, InputError) as error:
+    except InputError as error:
+        raise UsageError(f"an archive among the inputs is refused: {error}") from None
+    except _DAMAGE as error:
         raise UsageError(
             f"an archive among the inputs cannot be read ({type(error).__name__}); is it whole? Pack it again"
         ) from None
@@ -167,19 +152,6 @@ def _opened(archive: Path) -> _Archive:
             _open.popitem()[1].close()
         _open[key] = _Zip(archive) if archive.name.lower().endswith(".zip") else _Tar(archive)
     return _open[key]
-
-
-def _require_inside(*names: str) -> None:
-    for name in names:
-        if "\0" in name or name.startswith(("/", "\\")) or _DRIVE.match(name) or ".." in re.split(r"[/\\]", name):
-            raise UsageError("an archive among the inputs has paths that lead out of it; pack plain files only")
-
-
-def _is_seen(name: str) -> bool:
-    """Not what systems hide."""
-    return "__MACOSX" not in name.split("/") and not any(
-        part.startswith(".") for part in name.split("/") if part != "."
-    )
 
 
 def _is_dicom(opened: _Archive, name: str, entry: Entry) -> bool:

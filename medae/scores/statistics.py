@@ -13,6 +13,9 @@ from medae.scores.baselines import Gaussian, nearest
 
 DARKEST = 1 / 256
 """No light at all would have an infinite optical density."""
+SAME = 1e-4
+"""Standard deviations: a normal image nearer than this is the image itself, which is not its own neighbour. So training
+images, of which ensembles take their ranks, are as far away as new ones are."""
 
 
 class StatisticScore(Score, ABC):
@@ -33,7 +36,9 @@ class StatisticScore(Score, ABC):
         parts = found.parts(self.key)
         away = (self.of_image(found.pixels) - parts["mean"]) / parts["deviation"]
         if self.by == "neighbours":
-            return nearest(away, parts["rows"].astype(np.float64), self.count)
+            rows = parts["rows"].astype(np.float64)
+            others = rows[np.abs(rows - away).max(1) > SAME]
+            return nearest(away, others, self.count) if len(others) else 0.0
         return float(np.square(parts["whitening"] @ away).mean())
 
     def fit(self, images: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:

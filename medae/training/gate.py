@@ -25,9 +25,10 @@ SCORE = "gate"
 MEMBERS = (
     scores.Residual(name="residual", two_sided=True),
     scores.KL(name="kl", two_sided=True),
-    scores.Statistics(name="statistics"),
+    scores.Appearance(name="appearance", by="neighbours", count=1),
 )
-"""What the VAE cannot reproduce or reproduces too well, what its code says, and what no reconstruction tells."""
+"""What the VAE cannot reproduce or reproduces too well, what its code says, and what no reconstruction tells: by the
+nearest image, since a model may know several kinds. One of them is enough to make an image strange."""
 
 
 def with_gate(package: ModelPackage, experiment: Experiment, out: Path, *, progress: bool | None) -> ModelPackage:
@@ -102,13 +103,14 @@ def _experiment(
         "pictures": 0,
         "ema": min(0.999, 1 - 10 / settings.steps) if settings.steps > 20 else None,
     }
+    strangest = scores.RankAverage(name=SCORE, by="highest", members=tuple(member.key for member in MEMBERS))
     return Experiment.model_validate(
         {
             "name": f"{model.name[:58]}-{what}",
             "version": model.version,
             "data": data,
             "preparation": preparation,
-            "task": Anomaly(scores=(scores.RankAverage(name=SCORE, members=tuple(m.key for m in MEMBERS)), *MEMBERS)),
+            "task": Anomaly(scores=(strangest, *MEMBERS)),
             "network": VAESettings(dims=dims, features=settings.features, latent_channels=settings.latent_channels),
             "objectives": (MSE(), KL()),
             "training": training,
