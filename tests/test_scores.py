@@ -246,6 +246,7 @@ def test_statistics_and_ensembles_see_what_is_unlike_in_either_direction(channel
         {"kind": "statistics", "colour": True},
         {"kind": "rank_average", "members": ["l2_mean", "statistics"]},
         {"kind": "rank_average", "name": "highest", "by": "highest", "members": ["l2_mean", "statistics"]},
+        {"kind": "statistics", "name": "joint", "members": ["l2_mean"]},
         channels=channels,
         count=40,
     )
@@ -254,7 +255,7 @@ def test_statistics_and_ensembles_see_what_is_unlike_in_either_direction(channel
     flat = score(smooth(99, channels=channels).with_pixels(smooth(99, channels=channels).pixels * 0 + 0.5)).scores
     rough = score(Image.from_picture(np.random.default_rng(0).random((45, 38) + (channels,) * (channels > 1)))).scores
     assert all(row["highest"] >= row["rank_average"] for row in normal)
-    for key in ("statistics", "rank_average", "highest"):
+    for key in ("statistics", "rank_average", "highest", "joint"):
         assert min(flat[key], rough[key]) > max(row[key] for row in normal)
 
 
@@ -270,6 +271,19 @@ def test_a_profile_knows_what_is_in_the_middle_whichever_way_it_lies(channels: i
     spot = np.full((1, 1, 27, 27), 0.2, np.float32)
     spot[..., 9:18, 9:18] = 0.9
     assert np.all(np.diff(Profile().of_image(spot)) < 1e-9)
+
+
+def test_other_scores_count_among_the_numbers_of_an_image() -> None:
+    score = Statistics(members=("l2_mean",))
+    images = [smooth(seed).pixels for seed in range(30)]
+    values = [{"l2_mean": float(np.exp(seed % 3))} for seed in range(30)]
+    kept = {f"scores.statistics.{name}": part for name, part in score.fit(images, values).items()}
+
+    def with_l2(l2: float) -> float:
+        return score.value(Found({}, smooth(99).pixels, None, kept, {"l2_mean": l2}))
+
+    assert with_l2(np.exp(9)) > with_l2(np.exp(1)) < with_l2(np.exp(-7)), "in either direction"
+    assert np.isfinite(with_l2(0))
 
 
 def test_an_image_is_not_its_own_neighbour() -> None:

@@ -29,6 +29,10 @@ class RankAverage(Score):
     by: Literal["mean", "highest"] = "mean"
     """What they say on the whole, or whether any of them says something."""
 
+    @property
+    def after(self) -> tuple[str, ...]:
+        return self.members
+
     def default_name(self) -> str:
         return "rank_average"
 
