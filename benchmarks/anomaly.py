@@ -5,7 +5,7 @@ those beside it: mean and standard deviation over training seeds. Beside them th
 best single statistic with the sign that suits it, which nobody knows beforehand. Then how well the map finds the
 artefacts that mark a part of the tile. Scores and reducers are those of the configuration; nothing is chosen here.
 
-    python -m benchmarks.anomaly [--seeds 0 1 2]
+    python -m benchmarks.anomaly [--seeds 0 1 2] [--json results.jsonl]
 """
 
 import argparse
@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.lines import Lines
 from benchmarks.models import table, trained
 from medae.data.samples import ABNORMAL
 from medae.evaluation import evaluate
 from medae.package import ModelPackage
 from medae.scores.baselines import STATISTICS, is_baseline
 
+CONFIG = "demo/anomaly-tissue"
 PROMISED = ABNORMAL
 """Found with an AUROC of .95 or more, each."""
 
@@ -41,9 +43,13 @@ def detected(package: ModelPackage) -> dict[str, Any]:
     return found
 
 
-def over_seeds(seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """`detected` of one training each."""
-    return [detected(trained("demo/anomaly-tissue", [f"training.seed={seed}"])) for seed in seeds]
+def over_seeds(seeds: Sequence[int], path: Path | None = None) -> list[dict[str, Any]]:
+    """`detected` of one training each; those that the file has are not made again."""
+    lines = Lines(path)
+    return [
+        lines.made({"seed": seed}, lambda seed=seed: detected(trained(CONFIG, [f"training.seed={seed}"])))  # type: ignore[misc]
+        for seed in seeds
+    ]
 
 
 def rows_of(models: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[object]]]:
@@ -71,8 +77,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", type=Path, help="take this model instead of training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
+    parser.add_argument("--json", type=Path, help="the numbers of every seed; what is there is not made again")
     arguments = parser.parse_args()
-    models = [detected(trained("", package=arguments.package))] if arguments.package else over_seeds(arguments.seeds)
+    given = arguments.package
+    models = [detected(trained("", package=given))] if given else over_seeds(arguments.seeds, arguments.json)
     head, rows = rows_of(models)
     print(table(head, rows))
     names = ("average_precision", "per_region_overlap", "ceil_dice")

@@ -6,21 +6,26 @@ only: no sign, no threshold, no weights and no member of an ensemble was chosen 
 statistics are shown with the sign that suits them best, which nobody knows beforehand, and label-free in both
 directions. Sets in folds (Kather's tiles by slide, brain MRI) are scored fold by fold and pooled.
 
-    python -m benchmarks.anomaly_sets SET... [--data FOLDER] [--seeds 0 1 2] [--out results.json]
+Then what a score adds to the squared residual of the same frozen network: the difference of their AUROCs with the 95 %
+interval over the same draws of patients, slides or images, for the variance head and every rank average.
+
+    python -m benchmarks.anomaly_sets SET... [--data FOLDER] [--seeds 0 1 2] [--json results.jsonl]
 """
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.lines import Lines
 from benchmarks.models import table, trained
 from medae.data.collections import FOLDS
 from medae.evaluation import CaseResult, evaluate
 from medae.evaluation.detection import detection
+from medae.metrics.detection import NORMAL, Interval, auroc, bootstrap_gain
 from medae.scores.baselines import STATISTICS, is_baseline
 
 
@@ -40,50 +45,79 @@ SETS = {
     "brain": Set("anomaly/brain-mri", "brain_mri_tumor_navoneel", FOLDS),
 }
 DATA = Path("../shared/data")
+AGAINST = "l2_mean"
+"""Of the same network: what the other scores are compared with."""
+COMPARED = ("variance_head_mean", "ssim_mean", "mahalanobis_code_mean", "neighbours_code_mean", "rank_average")
 
 
-def scored(which: Set, data: Path, seed: int) -> tuple[list[str], list[CaseResult]]:
-    """The names of the scores, and all test cases of one training (of each fold)."""
-    keys: list[str] = []
-    rows: list[CaseResult] = []
-    for fold in range(which.folds):
-        changes = [f"data.root={data / which.folder}", f"data.fold={fold}", f"training.seed={seed}"]
-        package = trained(which.config, changes)
-        keys = [score.key for score in package.card.task.scores]  # type: ignore[union-attr]
-        rows += evaluate(package).cases
-    return keys, rows
+class Scored(NamedTuple):
+    """All test cases of one seed."""
+
+    keys: list[str]
+    rows: list[CaseResult]
 
 
-def over_seeds(which: Set, data: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Group of abnormal images -> name -> AUROC of each seed and the interval of the first."""
-    found: dict[str, Any] = {}
+def scored(which: Set, data: Path, seed: int, fold: int) -> dict[str, Any]:
+    """The names of the scores and the test cases of one training, as plain data."""
+    changes = [f"data.root={data / which.folder}", f"data.fold={fold}", f"training.seed={seed}"]
+    package = trained(which.config, changes)
+    cases = [
+        {"id": case.id, "label": case.label, "patient": case.patient, "values": _rounded(case.values)}
+        for case in evaluate(package).cases
+    ]
+    return {"keys": [score.key for score in package.card.task.scores], "cases": cases}  # type: ignore[union-attr]
+
+
+def _rounded(values: Any) -> dict[str, float]:
+    return {name: float(f"{value:.9g}") for name, value in values.items()}
+
+
+def over_seeds(name: str, data: Path, seeds: Sequence[int], lines: Lines) -> list[Scored]:
+    """Every seed's test cases, those of all folds together."""
+    which, found = SETS[name], []
     for seed in seeds:
-        keys, rows = scored(which, data, seed)
-        for group, numbers in detection(keys, rows).items():
-            for name, at in numbers.items():
-                if isinstance(at, dict):
-                    entry = found.setdefault(group, {}).setdefault(name, {"auroc": [], **at, "seeds": []})
-                    entry["seeds"].append(at["auroc"])
+        parts = [
+            lines.made({"set": name, "seed": seed, "fold": fold}, partial(scored, which, data, seed, fold))
+            for fold in range(which.folds)
+        ]
+        found.append(Scored(parts[0]["keys"], [CaseResult(**case) for part in parts for case in part["cases"]]))
     return found
 
 
-def rows_of(found: dict[str, Any]) -> list[tuple[object, ...]]:
+def rows_of(seeds: Sequence[Scored]) -> Iterator[tuple[object, ...]]:
     """For a table: the scores in their order, then the five best baselines without labels, then the best statistic."""
-    rows: list[tuple[object, ...]] = []
-    for group, numbers in found.items():
-        free = {name: at for name, at in numbers.items() if is_baseline(name) and name not in STATISTICS}
-        best = sorted(free, key=lambda name: -(free[name]["seeds"][0] or 0))[:5]
-        signed = max(STATISTICS, key=lambda name: _better(numbers.get(name)))
-        for name in [*(name for name in numbers if not is_baseline(name)), *best]:
-            seeds, (low, high) = np.array(numbers[name]["seeds"], float), numbers[name]["auroc_interval"]
-            shown = f"{seeds.mean():.3f} +- {seeds.std():.3f}" if not is_baseline(name) else f"{seeds.mean():.3f}"
-            rows.append((group, name, shown, f"{low:.2f} to {high:.2f}"))
-        rows.append((group, f"{signed}, its better sign", f"{_better(numbers[signed]):.3f}", ""))
-    return rows
+    every = [detection(keys, rows) for keys, rows in seeds]
+    for group, numbers in every[0].items():
+        named = {name: at for name, at in numbers.items() if isinstance(at, dict)}
+        free = [name for name in named if is_baseline(name) and name not in STATISTICS]
+        best = sorted(free, key=lambda name: -(named[name]["auroc"] or 0))[:5]
+        for name in [*(name for name in named if not is_baseline(name)), *best]:
+            found = np.array([numbers[group][name]["auroc"] for numbers in every], float)
+            low, high = named[name]["auroc_interval"]
+            yield group, name, f"{found.mean():.3f} +- {found.std():.3f}", f"{low:.2f} to {high:.2f}"
+        signed = max((name for name in named if name in STATISTICS), key=lambda name: _better(named[name]))
+        yield group, f"{signed}, its better sign", f"{_better(named[signed]):.3f}", ""
 
 
-def _better(at: dict[str, Any] | None) -> float:
-    return 0.0 if at is None else max(at["seeds"][0] or 0, at["auroc_reversed"] or 0)
+def _better(at: dict[str, Any]) -> float:
+    return max(at["auroc"] or 0, at["auroc_reversed"] or 0)
+
+
+def gains(seeds: Sequence[Scored]) -> Iterator[tuple[object, ...]]:
+    """For a table: what each compared score adds to the squared residual of the same network."""
+    for name in COMPARED:
+        for key in (key for key in seeds[0].keys if key.startswith(name)):
+            found = [_gain(each.rows, key) for each in seeds]
+            (low, high), gain = found[0][1], np.array([difference for difference, _ in found])
+            yield key, f"{gain.mean():+.3f} +- {gain.std():.3f}", f"{low:+.2f} to {high:+.2f}"
+
+
+def _gain(rows: Sequence[CaseResult], key: str) -> tuple[float, Interval]:
+    there = [row for row in rows if key in row.values and row.label is not None]
+    ours, theirs = ([row.values[name] for row in there] for name in (key, AGAINST))
+    abnormal = [row.label != NORMAL for row in there]
+    interval = bootstrap_gain(ours, theirs, abnormal, [row.patient or row.id for row in there])
+    return auroc(ours, abnormal) - auroc(theirs, abnormal), interval
 
 
 def main() -> None:
@@ -91,14 +125,13 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", choices=sorted(SETS))
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of all data sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
-    parser.add_argument("--out", type=Path, help="all numbers, as JSON")
+    parser.add_argument("--json", type=Path, help="every test case of every run; what is there is not made again")
     arguments = parser.parse_args()
-    every = {}
+    lines = Lines(arguments.json)
     for name in arguments.sets:
-        every[name] = over_seeds(SETS[name], arguments.data, arguments.seeds)
-        print(f"## {name}\n\n{table(('abnormal', 'by', 'AUROC', '95 % interval'), rows_of(every[name]))}\n", flush=True)
-        if arguments.out:
-            arguments.out.write_text(json.dumps(every, indent=2))
+        seeds = over_seeds(name, arguments.data, arguments.seeds, lines)
+        print(f"## {name}\n\n{table(('abnormal', 'by', 'AUROC', '95 % interval'), list(rows_of(seeds)))}\n")
+        print(table((f"against {AGAINST}", "gain in AUROC", "95 % interval"), list(gains(seeds))), flush=True)
 
 
 if __name__ == "__main__":

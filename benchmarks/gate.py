@@ -6,7 +6,7 @@ gate's score for own test cases against each kind of stranger, the verdicts at t
 of gate and uncertainties with Dice over own cases clean and damaged, and the area under the risk-coverage curve beside
 that of the mean soft-max.
 
-    python -m benchmarks.gate --data shared/data [--only nuclei] [--seeds 0 1 2] [--out results.json]
+    python -m benchmarks.gate --data shared/data [--only nuclei] [--seeds 0 1 2] [--json results.jsonl]
 """
 
 import argparse
@@ -18,6 +18,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from PIL import Image as Picture
 from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata, spearmanr
 
+from benchmarks.lines import Lines
 from medae.experiment import Experiment
 from medae.image import Image
 from medae.io import read_image, read_labels
@@ -48,7 +50,12 @@ def _spread(pixels: Array) -> tuple[float, float]:
 
 
 def _like(values: Array, pixels: Array) -> Array:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8) if pixels.dtype == np.uint8 else values.astype(np.float32)
+    """In the type and steps of the image: no scanner stores fractions of them, which would give the damage away."""
+    if pixels.dtype == np.uint8:
+        return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    levels = np.unique(pixels).astype(float)
+    step = np.diff(levels).min() if len(levels) > 1 else 1.0
+    return (levels[0] + np.rint((values - levels[0]) / step) * step).astype(np.float32)
 
 
 def noise(pixels: Array, rng: np.random.Generator) -> Array:
@@ -262,7 +269,7 @@ def _crops(
 
 def measure(bench: Bench, package: ModelPackage) -> dict[str, Any]:
     """All numbers of one trained model."""
-    repeated = RepeatedPredictor(package, ["flips", "dropout"])
+    repeated = RepeatedPredictor(package, ["soft_dice", "flips", "dropout"])
     looks = {"own": [_looked(repeated, case.image) for case in bench.own]}
     looks |= {name: [_looked(repeated, image) for image in images] for name, images in bench.strangers.items()}
     rng = np.random.default_rng(0)
@@ -304,6 +311,7 @@ def _answered(predictor: RepeatedPredictor, image: Image, target: Image) -> dict
     return {
         "dice": 1 - disagreement([prediction.image.pixels, target.pixels]),
         "gate": min(_looked(predictor, image).strangeness, 1e6),
+        "soft_dice": prediction.scores["uncertainty_soft_dice"],
         "flips": prediction.scores["uncertainty_flips"],
         "dropout": prediction.scores["uncertainty_dropout"],
         "softmax": 1 - float(np.maximum(soft.pixels.max(0), background).mean()),
@@ -320,9 +328,12 @@ def _auroc(own: list[Look], others: list[Look]) -> float:
 def _doubt(answers: list[dict[str, float]]) -> dict[str, Any]:
     """How well each doubt orders the answers by their error."""
     risk = 1 - np.array([answer["dice"] for answer in answers])
-    doubts = {name: np.array([answer[name] for answer in answers]) for name in ("gate", "flips", "dropout", "softmax")}
-    ranks = [rankdata(doubts[name]) for name in ("gate", "flips")]
-    doubts["gate and flips, mean rank"] = np.mean(ranks, axis=0)
+    doubts = {
+        name: np.array([answer[name] for answer in answers])
+        for name in ("gate", "soft_dice", "flips", "dropout", "softmax")
+    }
+    for other in ("soft_dice", "flips"):
+        doubts[f"gate and {other}, mean rank"] = rankdata(doubts["gate"]) + rankdata(doubts[other])
     return {
         "cases": len(answers),
         "dice": float(1 - risk.mean()),
@@ -340,18 +351,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", choices=BENCHES, nargs="*", default=list(BENCHES))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, help="also write the numbers here, as JSON lines")
+    parser.add_argument("--json", type=Path, help="the numbers of every run; what is there is not made again")
     arguments = parser.parse_args()
+    lines = Lines(arguments.json)
     for name in arguments.only:
         for seed in arguments.seeds:
-            with tempfile.TemporaryDirectory() as work:
-                bench = BENCHES[name](arguments.data, Path(work), seed)
-                package = train(bench.experiment, Path(work) / "run", progress=False)
-                line = json.dumps({"model": name, "seed": seed, **measure(bench, package)})
-            print(line, flush=True)
-            if arguments.out is not None:
-                with arguments.out.open("a") as stream:
-                    stream.write(line + "\n")
+            run = {"model": name, "seed": seed}
+            print(json.dumps(lines.made(run, partial(trained_and_measured, name, arguments.data, seed))), flush=True)
+
+
+def trained_and_measured(name: str, data: Path, seed: int) -> dict[str, Any]:
+    """All numbers of one training."""
+    with tempfile.TemporaryDirectory() as work:
+        bench = BENCHES[name](data, Path(work), seed)
+        return measure(bench, train(bench.experiment, Path(work) / "run", progress=False))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ most that `medae predict` really held (VmHWM, asked for while it runs). Linux on
     python -m benchmarks.memory
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -71,6 +72,9 @@ def taken(package: Path, source: Path, out: Path) -> int:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="models whose name begins so")
+    only = parser.parse_args().only
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -79,7 +83,7 @@ def main() -> None:
             package = folder / f"model{number}"
             untrained(task, network, 1, intensity={"kind": "percentile"}).save(package)
             for what, source, is_volume in inputs:
-                if is_volume or "2-D" in model:
+                if model.startswith(only) and (is_volume or "2-D" in model):
                     promise, peak = said(package, source), taken(package, source, folder / f"out{number}" / source.name)
                     rows.append(
                         [model, what, promise, peak, f"{promise / peak:.2f}", "yes" if peak <= promise else "NO"]

@@ -4,17 +4,20 @@ Tiles of colour tissue through the back end with everything that a score needs, 
 same network's forward alone: medians of interleaved calls, one thread, ratio of the processor's time. Parts that
 scores fit are fitted on crops of the same picture: what they hold does not change what they cost.
 
-    python -m benchmarks.scoring [--side 512] [--repeats 7]
+    python -m benchmarks.scoring [--side 512] [--repeats 7] [--json results.jsonl]
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from benchmarks.lines import Lines
 from benchmarks.models import table, untrained
 from medae import fitting
 from medae.backends.torch import TorchBackend, keep_heap, network_of
@@ -77,6 +80,12 @@ def ratio(package: ModelPackage, side: int, repeats: int) -> tuple[float, float]
     return median(scored for scored, _ in calls) / pure, 1000 * pure
 
 
+def measure(scores: list[dict[str, Any]], side: int, repeats: int) -> dict[str, float]:
+    """`ratio` of an untrained network with these scores."""
+    found, milliseconds = ratio(package_of(scores), side, repeats)
+    return {"ratio": found, "milliseconds": milliseconds}
+
+
 def _seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
@@ -87,13 +96,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=512, help="half of the picture's, in pixels")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="the numbers of every score; what is there is not made again")
     arguments = parser.parse_args()
     keep_heap()
     fitting.HEAD_STEPS = 2
     rows = []
+    lines = Lines(arguments.json)
     for name, scores in SCORES.items():
-        found, milliseconds = ratio(package_of(scores), arguments.side, arguments.repeats)
-        rows.append((name, f"{found:.2f}", f"{milliseconds:.0f}"))
+        run = {"score": name, "side": arguments.side}
+        found = lines.made(run, partial(measure, scores, arguments.side, arguments.repeats))
+        rows.append((name, f"{found['ratio']:.2f}", f"{found['milliseconds']:.0f}"))
     print(table(("score", "whole / network alone", "network alone, ms"), rows))
 
 

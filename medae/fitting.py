@@ -67,9 +67,9 @@ def fit_scores(package: ModelPackage, images: Iterable[Image], *, device: str = 
             if mapped.fits:
                 parts |= _named(mapped.key, _fit_map(mapped, network, package, pixels, np.random.default_rng(seed)))
     for score in task.scores:
-        if isinstance(score, StatisticScore):
+        if isinstance(score, StatisticScore) and not score.after:
             parts |= _named(score.key, score.fit(pixels))
-    return _with_ranks(_sealed(package, parts, pixels), pixels, device)
+    return _with_ensembles(_sealed(package, parts, pixels), pixels, device)
 
 
 def _prepared(package: ModelPackage, images: Iterable[Image]) -> list[NDArray[np.float32]]:
@@ -109,11 +109,11 @@ def _sealed(package: ModelPackage, parts: Parts, pixels: Sequence[NDArray[Any]])
     return ModelPackage.seal(card, own | parts)
 
 
-def _with_ranks(package: ModelPackage, pixels: Sequence[NDArray[Any]], device: str) -> ModelPackage:
+def _with_ensembles(package: ModelPackage, pixels: Sequence[NDArray[Any]], device: str) -> ModelPackage:
     """Ensembles last: they keep the other scores of the same images."""
     task = package.card.task
     assert isinstance(task, Anomaly)
-    ensembles = [score for score in task.scores if isinstance(score, RankAverage)]
+    ensembles = [score for score in task.scores if score.after]
     if not ensembles:
         return package
     single = task.model_copy(update={"scores": tuple(each for each in task.scores if each not in ensembles)})
@@ -123,7 +123,9 @@ def _with_ranks(package: ModelPackage, pixels: Sequence[NDArray[Any]], device: s
     values = {name: [row[name] for row in rows] for name in rows[0]}
     parts = dict(package.weights)
     for score in ensembles:
-        parts |= _named(score.key, score.fit(values))
+        assert isinstance(score, RankAverage | StatisticScore), f"nothing fits {score.kind}"
+        kept = score.fit(pixels, rows) if isinstance(score, StatisticScore) else score.fit(values)
+        parts |= _named(score.key, kept)
     return ModelPackage.seal(package.card, parts)
 
 

@@ -23,9 +23,11 @@ from medae.client import patience as patience_module
 from medae.client.answer import Reply, answer_of, error_of
 from medae.client.form import Form, parts_of
 from medae.client.patience import Patience
+from medae.errors import MedaeError
 from medae.image import Geometry, Image
 from medae.io import encode_image, read_image
 from medae.predictor import Predictor
+from medae.verdict import GateLimits
 from tests.conftest import tilted_affine
 from tests.service_parts import CANARY, client_of, denoiser, dicom_slice, png, scorer, segmenter
 
@@ -102,6 +104,25 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def expected(package: Any, source: Any) -> Image:
     return Predictor(package, device="cpu")(read_image(source)).image
+
+
+def test_the_limits_of_gates_are_asked_for_where_there_can_be_gates() -> None:
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.path, dict(request.url.params)))
+        return httpx.Response(418)
+
+    limits = GateLimits(review=0.2, reject=0.05)
+    with Client("http://nowhere.test", gate=limits, retries=0, transport=httpx.MockTransport(answer)) as client:
+        for ask in (client.segment, client.restore, client.score, lambda image: client.tiles([image], "restore")):
+            with pytest.raises(MedaeError):
+                ask(png())
+        with pytest.raises(MedaeError):
+            client.models()
+    rates = {"gate_review": "0.2", "gate_reject": "0.05"}
+    paths = ["/v1/segment", "/v1/restore", "/v1/score", "/v1/tiles/restore", "/v1/models"]
+    assert asked == list(zip(paths, [rates, rates, {}, rates, {}], strict=True))
 
 
 def test_segment_of_bytes_and_path(client: Client, tmp_path: Path) -> None:

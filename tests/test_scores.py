@@ -19,7 +19,7 @@ from medae.image import Geometry, Image
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
 from medae.preparation import Preparation
-from medae.scores import Profile, ScoreConfig
+from medae.scores import Found, Profile, ScoreConfig, Statistics
 from medae.scores.baselines import whitening_of
 from medae.scores.ensemble import rank
 from medae.scores.reducers import LargestComponent, Max, Mean, Quantile, TopPercent
@@ -245,6 +245,8 @@ def test_statistics_and_ensembles_see_what_is_unlike_in_either_direction(channel
         SCORES["l2"] | {"two_sided": True},
         {"kind": "statistics", "colour": True},
         {"kind": "rank_average", "members": ["l2_mean", "statistics"]},
+        {"kind": "rank_average", "name": "highest", "by": "highest", "members": ["l2_mean", "statistics"]},
+        {"kind": "statistics", "name": "joint", "members": ["l2_mean"]},
         channels=channels,
         count=40,
     )
@@ -252,7 +254,8 @@ def test_statistics_and_ensembles_see_what_is_unlike_in_either_direction(channel
     normal = [score(smooth(seed, channels=channels)).scores for seed in range(200, 212)]
     flat = score(smooth(99, channels=channels).with_pixels(smooth(99, channels=channels).pixels * 0 + 0.5)).scores
     rough = score(Image.from_picture(np.random.default_rng(0).random((45, 38) + (channels,) * (channels > 1)))).scores
-    for key in ("statistics", "rank_average"):
+    assert all(row["highest"] >= row["rank_average"] for row in normal)
+    for key in ("statistics", "rank_average", "highest", "joint"):
         assert min(flat[key], rough[key]) > max(row[key] for row in normal)
 
 
@@ -268,6 +271,32 @@ def test_a_profile_knows_what_is_in_the_middle_whichever_way_it_lies(channels: i
     spot = np.full((1, 1, 27, 27), 0.2, np.float32)
     spot[..., 9:18, 9:18] = 0.9
     assert np.all(np.diff(Profile().of_image(spot)) < 1e-9)
+
+
+def test_other_scores_count_among_the_numbers_of_an_image() -> None:
+    score = Statistics(members=("l2_mean",))
+    images = [smooth(seed).pixels for seed in range(30)]
+    values = [{"l2_mean": float(np.exp(seed % 3))} for seed in range(30)]
+    kept = {f"scores.statistics.{name}": part for name, part in score.fit(images, values).items()}
+
+    def with_l2(l2: float) -> float:
+        return score.value(Found({}, smooth(99).pixels, None, kept, {"l2_mean": l2}))
+
+    assert with_l2(np.exp(9)) > with_l2(np.exp(1)) < with_l2(np.exp(-7)), "in either direction"
+    assert np.isfinite(with_l2(0))
+
+
+def test_an_image_is_not_its_own_neighbour() -> None:
+    score = Statistics(by="neighbours", count=1)
+    images = [smooth(seed).pixels for seed in range(8)]
+    fitted_parts = {f"scores.statistics.{name}": part for name, part in score.fit(images).items()}
+    known = [score.value(Found({}, image, None, fitted_parts, {})) for image in images]
+    others = {f"scores.statistics.{name}": part for name, part in score.fit(images[1:]).items()}
+    assert min(known) > 0.1
+    scale = fitted_parts["scores.statistics.deviation"] / others["scores.statistics.deviation"]
+    assert known[0] == pytest.approx(
+        score.value(Found({}, images[0], None, others, {})), rel=abs(scale - 1).max() + 0.1
+    )
 
 
 def test_ranks_go_on_rising_beyond_the_references() -> None:

@@ -26,7 +26,8 @@ from medae.backends.feature_maps import (
     unplaned,
 )
 from medae.errors import PackageError
-from medae.features import feature_distance
+from medae.features import FeatureDistance, FilterFeatures
+from medae.features.filters import SCALES
 from medae.networks import Gaussian, Output, run
 from medae.networks.base import pad
 from medae.networks.blocks import ConvNormReLU, convolution
@@ -145,8 +146,13 @@ SHARED: Mapping[str, type[Shared]] = {
 """By the name that scores ask for."""
 
 
+def _grey(x: Tensor) -> Tensor:
+    """Within slices, (B, 1, rows, columns)."""
+    return planes(x).mean(1, keepdim=True)
+
+
 class SSIMMap(nn.Module):
-    """1 - SSIM within slices (Wang 2004, Gaussian window, K1 .01, K2 .03, range 1), the mean over channels."""
+    """1 - SSIM within slices (Wang 2004, Gaussian window, K1 .01, K2 .03, range 1), of the mean over channels."""
 
     def __init__(self, score: SSIM) -> None:
         super().__init__()
@@ -155,14 +161,14 @@ class SSIMMap(nn.Module):
         self.register_buffer("window", window / window.sum())
 
     def forward(self, x: Tensor, said: Output) -> Tensor:
-        one, other = planes(x), planes(said.prediction)
+        one, other = _grey(x), _grey(said.prediction)
         # all moments in one pass, and both squares as one: the window is most of the work
         moments = torch.cat([one, other, one * one + other * other, one * other], dim=1)
         mean, mean_other, squares, product = self._smooth(moments).chunk(4, dim=1)
         means, both = mean * mean_other, mean * mean + mean_other * mean_other
         c1, c2 = 0.01**2, 0.03**2
         similarity = ((2 * means + c1) * (2 * (product - means) + c2)) / ((both + c1) * (squares - both + c2))
-        return unplaned(1 - similarity.mean(1, keepdim=True), x)
+        return unplaned(1 - similarity, x)
 
     def _smooth(self, values: Tensor) -> Tensor:
         """(B, C, rows, columns), channel by channel; edges are continued."""
@@ -175,14 +181,16 @@ class SSIMMap(nn.Module):
 
 
 class FeatureDifference(nn.Module):
-    """Squared differences of fixed features, the mean over them."""
+    """Squared differences of fixed features, the mean over them; of the mean over channels, from half its resolution
+    on: the filters cost several times what a small network does at full resolution and in every channel."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.distance = feature_distance()
+        self.distance = FeatureDistance(FilterFeatures(SCALES - 1))
 
     def forward(self, x: Tensor, said: Output) -> Tensor:
-        return self.distance.map(x, said.prediction)
+        small = (functional.avg_pool2d(pad(_grey(seen), 2), 2) for seen in (x, said.prediction))
+        return enlarged(unplaned(self.distance.map(*small), x), [1] * (x.ndim - 4) + [2, 2], x)
 
 
 class Restored(nn.Module):

@@ -180,8 +180,9 @@ def limit_memory(device: str, size: int) -> None:
     """Bytes of a CUDA device that this process may use; what needs more is refused with LimitExceeded."""
     chosen = choose_device(device)
     if chosen.type == "cuda":
-        whole = torch.cuda.get_device_properties(chosen).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, size / whole), chosen)
+        number = chosen.index or 0  # torch wants one here
+        whole = torch.cuda.get_device_properties(number).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, size / whole), number)
 
 
 @contextmanager

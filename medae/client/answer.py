@@ -11,6 +11,8 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
+import httpx
+
 from medae.errors import (
     AccessDenied,
     InputError,
@@ -130,6 +132,20 @@ class Outcome:
         if self.answer is None:
             raise self.error or ServiceError("neither an answer nor an error came")
         return self.answer
+
+
+def forget(outcome: Reply | httpx.TransportError) -> None:
+    """Of an attempt that is not the last."""
+    if isinstance(outcome, Reply):
+        outcome.body.close()
+
+
+def reply_of(outcome: Reply | httpx.TransportError) -> Reply:
+    """Raises ServiceError where nothing came."""
+    if isinstance(outcome, Reply):
+        return outcome
+    what = "did not answer in time" if isinstance(outcome, httpx.TimeoutException) else "cannot be reached"
+    raise ServiceError(f"the service {what} ({type(outcome).__name__}); is it running at this address?") from None
 
 
 def answer_of(reply: Reply, seconds: float) -> Answer:

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from medae import __version__
-from medae.client.answer import Answer, Outcome, Reply, answer_of, object_of, outcomes_of
+from medae.client.answer import Answer, Outcome, Reply, answer_of, forget, object_of, outcomes_of, reply_of
 from medae.client.form import CHUNK, Source, Task
 from medae.client.patience import Patience
 from medae.client.progress import shown
-from medae.client.question import Question, ask, ask_each
-from medae.errors import MedaeError, ServiceError, UsageError
+from medae.client.question import Question, ask, ask_each, gate_params
+from medae.errors import MedaeError, UsageError
 
 if TYPE_CHECKING:
     from medae.answers import Output
     from medae.io.dicom_options import DicomAnswers
+    from medae.verdict import GateLimits
 
 AHEAD = 2
 """Answers that `many` has ready or under way, for each that it may ask for at once."""
@@ -31,14 +32,16 @@ AHEAD = 2
 class _Asks:
     """What both clients know: the address, the token, how patient to be."""
 
-    def __init__(self, base_url: str, token: str | None, timeout: float, retries: int) -> None:
+    def __init__(
+        self, base_url: str, token: str | None, timeout: float, retries: int, gate: "GateLimits | None"
+    ) -> None:
         try:
             scheme = httpx.URL(base_url).scheme
         except httpx.InvalidURL:
             scheme = ""
         if scheme not in ("http", "https"):
             raise UsageError("base_url is the address of a service, such as http://localhost:3000")
-        self._patience = Patience(retries)
+        self._patience, self._gate = Patience(retries), gate_params(gate)
         headers = {"User-Agent": f"medae/{__version__}"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._options: dict[str, Any] = {
             "base_url": base_url,
@@ -56,24 +59,13 @@ class _Asks:
         return self._patience.pause_after_error(attempt, outcome)
 
 
-def _forget(outcome: Reply | httpx.TransportError) -> None:
-    if isinstance(outcome, Reply):
-        outcome.body.close()
-
-
-def _reply(outcome: Reply | httpx.TransportError) -> Reply:
-    if isinstance(outcome, Reply):
-        return outcome
-    what = "did not answer in time" if isinstance(outcome, httpx.TimeoutException) else "cannot be reached"
-    raise ServiceError(f"the service {what} ({type(outcome).__name__}); is it running at this address?") from None
-
-
 class Client(_Asks):
     """A medae service. Safe to use from several threads; close it, or use it in a `with` block.
 
     timeout: seconds that the service may be silent, such as while it computes. retries: of what was refused because the
     service was busy (429, 503) and of broken connections, with growing pauses, never earlier than Retry-After says.
-    transport: for proxies and own certificates (httpx.HTTPTransport); none are taken from the environment.
+    gate: when the gates of models warn; None: at the usual rates. transport: for proxies and own certificates
+    (httpx.HTTPTransport); none are taken from the environment.
     Raises UsageError for an address that is none.
     """
 
@@ -84,9 +76,10 @@ class Client(_Asks):
         *,
         timeout: float = 1800,
         retries: int = 5,
+        gate: "GateLimits | None" = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(base_url, token, timeout, retries)
+        super().__init__(base_url, token, timeout, retries, gate)
         self._http = httpx.Client(**self._options, transport=transport)
 
     def __enter__(self) -> Self:
@@ -216,14 +209,14 @@ class Client(_Asks):
             pause = self._pause(attempt, outcome)
             if pause is None:
                 break
-            _forget(outcome)
+            forget(outcome)
             time.sleep(pause)
-        return _reply(outcome)
+        return reply_of(outcome)
 
     def _once(self, question: Question) -> Reply | httpx.TransportError:
         content = question.form.pieces() if question.form else None
         try:
-            with self._http.stream(**question.options(), content=content) as response:
+            with self._http.stream(**question.options(self._gate), content=content) as response:
                 reply = Reply(response.status_code, response.headers)
                 with reply.filling() as body:
                     for piece in response.iter_bytes(CHUNK):
@@ -243,9 +236,10 @@ class AsyncClient(_Asks):
         *,
         timeout: float = 1800,
         retries: int = 5,
+        gate: "GateLimits | None" = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(base_url, token, timeout, retries)
+        super().__init__(base_url, token, timeout, retries, gate)
         self._http = httpx.AsyncClient(**self._options, transport=transport)
 
     async def __aenter__(self) -> Self:
@@ -383,14 +377,14 @@ class AsyncClient(_Asks):
             pause = self._pause(attempt, outcome)
             if pause is None:
                 break
-            _forget(outcome)
+            forget(outcome)
             await sleep_async(pause)
-        return _reply(outcome)
+        return reply_of(outcome)
 
     async def _once(self, question: Question) -> Reply | httpx.TransportError:
         content = question.form.pieces_async() if question.form else None
         try:
-            async with self._http.stream(**question.options(), content=content) as response:
+            async with self._http.stream(**question.options(self._gate), content=content) as response:
                 reply = Reply(response.status_code, response.headers)
                 with reply.filling() as body:
                     async for piece in response.aiter_bytes(CHUNK):

@@ -11,6 +11,10 @@ from medae.errors import UsageError
 if TYPE_CHECKING:
     from medae.answers import Output
     from medae.io.dicom_options import DicomAnswers
+    from medae.verdict import GateLimits
+
+GATED = ("segment", "restore", "denoise")
+"""Anomaly models have no gate."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,16 @@ class Question:
     form: Form | None = None
     params: Mapping[str, str] = field(default_factory=dict)
 
-    def options(self) -> dict[str, Any]:
-        """For httpx's `stream`, apart from the body."""
+    gated: bool = False
+    """Whether a gate may have something to say of it."""
+
+    def options(self, gate: Mapping[str, str]) -> dict[str, Any]:
+        """For httpx's `stream`, apart from the body. gate: parameters for what a gate looks at."""
         if self.form is None:
             return {"method": "GET", "url": self.path}
         headers = {**self.form.headers, "Accept": ZIP}
-        return {"method": "POST", "url": self.path, "params": self.params, "headers": headers}
+        params = {**self.params, **(gate if self.gated else {})}
+        return {"method": "POST", "url": self.path, "params": params, "headers": headers}
 
 
 def _params(
@@ -38,6 +46,11 @@ def _params(
     return {name: str(value) for name, value in given.items() if value not in (None, "default")} | words
 
 
+def gate_params(limits: "GateLimits | None") -> dict[str, str]:
+    """Limits of a gate as parameters; None: none, the service's are taken."""
+    return {} if limits is None else {f"gate_{name}": str(rate) for name, rate in limits.model_dump().items()}
+
+
 def ask(
     task: Task,
     source: Source,
@@ -46,7 +59,8 @@ def ask(
     threshold: float | None,
     dicom: "DicomAnswers | None",
 ) -> Question:
-    return Question(f"/v1/{task}", Form(parts_of(source)), _params(task, model, output, threshold, dicom))
+    params = _params(task, model, output, threshold, dicom)
+    return Question(f"/v1/{task}", Form(parts_of(source)), params, gated=task in GATED)
 
 
 def ask_each(
@@ -61,6 +75,5 @@ def ask_each(
     parts = [parts_of(source) for source in sources]
     if any(len(files) != 1 for files in parts):
         raise UsageError("in one request each image is one file; ask `many` for series")
-    return Question(
-        f"/v1/tiles/{task}", Form([part for (part,) in parts]), _params(task, model, output, threshold, dicom)
-    )
+    params = _params(task, model, output, threshold, dicom)
+    return Question(f"/v1/tiles/{task}", Form([part for (part,) in parts]), params, gated=task in GATED)

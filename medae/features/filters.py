@@ -36,8 +36,9 @@ class FilterFeatures(Features):
     has the energy 1 in its orientation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scales: int = SCALES) -> None:
         super().__init__()
+        self.scales = scales
         self.register_buffer("gabor", gabor_bank()[:, None], persistent=False)
         blur = torch.tensor(BLUR)
         self.register_buffer("blur", torch.outer(blur, blur)[None, None], persistent=False)
@@ -45,12 +46,12 @@ class FilterFeatures(Features):
     def layers(self, x: Tensor) -> Iterator[Tensor]:
         batch, channels = x.shape[:2]
         plane = x.reshape(batch * channels, 1, *x.shape[2:]) / UNIT
-        for scale in range(SCALES):
+        for scale in range(self.scales):
             low = _filtered(plane, self.get_buffer("blur"))
             even, odd = _filtered(plane, self.get_buffer("gabor")).chunk(2, dim=1)
             energy = torch.sqrt(even.square() + odd.square() + SOFT**2) - SOFT
             yield torch.cat([low, energy], dim=1).reshape(batch, -1, *plane.shape[2:])
-            if scale + 1 < SCALES:
+            if scale + 1 < self.scales:
                 plane = low[..., ::2, ::2]
 
 

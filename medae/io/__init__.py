@@ -236,7 +236,9 @@ def _unpacked(files: list[Path | bytes], limits: Limits) -> Iterator[list[Path |
     if head.startswith(_ZIP) and _kind(head) == _FOREIGN[_ZIP]:
         from medae.io import archive
 
-        bounds = archive.Bounds(files=limits.files, bytes=limits.bytes, freely=limits.inflate_freely)
+        bounds = archive.Bounds(
+            files=limits.files, bytes=limits.bytes, freely=limits.inflate_freely, depth=limits.depth
+        )
         with TemporaryDirectory(prefix="medae-") as folder:  # mode 0700
             try:
                 unpacked = archive.unpack(files[0], Path(folder), bounds, lambda: False)

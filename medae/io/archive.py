@@ -1,8 +1,8 @@
-"""A zip that was given instead of files: unpacked into a private folder, with nothing in it believed.
+"""Zips, with nothing in them believed: what any of them must be, and one that was given instead of files, unpacked.
 
-Names are looked at only to refuse those that would lead out of a folder; what is unpacked has names of ours. Sizes are
-counted while they grow. The whole is judged against the bytes that really came, so that entries which share their data
-(a zip bomb without nesting) count as often as they are listed.
+Names are looked at only to refuse those that would lead out of a folder; what is unpacked has names of ours, and lies
+in a private folder. Sizes are counted while they grow, over zips within zips, too. The whole is judged against the
+bytes that really came, and entries that share their data (a zip bomb without nesting) are refused.
 """
 
 import errno
@@ -23,6 +23,7 @@ from medae.io.guard import PLAUSIBLE_RATIO
 from medae.settings import Settings
 
 _PIECE = 1 << 20
+_HEAD = 1024  # enough to tell a zip and a DICOMDIR
 _ENTRY_BYTES = 256  # of an entry in the table of contents, on average: 46, the name, times and owners
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
@@ -40,12 +41,14 @@ _DAMAGE = (
 
 
 class Bounds(Settings):
-    """Of one zip."""
+    """Of one zip, with those in it."""
 
     files: int
     bytes: int
     freely: int
     """Bytes that any zip may unpack to, whatever came."""
+    depth: int = 1
+    """Zips within one another."""
 
 
 def is_zip(head: bytes) -> bool:
@@ -57,26 +60,112 @@ def unpack(archive: Path | bytes, folder: Path, bounds: Bounds, is_unwanted: Cal
     """The files of a zip, in its order, under names of ours in `folder`; as far as it gets when it becomes unwanted.
 
     Left out: folders, files that systems hide, and the directory of a DICOM medium; so there may be none.
-    Raises UnreadableImage (damaged), UnsupportedImage (encrypted, nested, or not safe) and LimitExceeded. OSError where
-    the disk is full.
+    Raises UnreadableImage (damaged), UnsupportedImage (encrypted, nested too deep, or not safe) and LimitExceeded.
+    OSError where the disk is full.
     """
     with _opened(archive, bounds) as (table, came):
-        entries = [entry for entry in table.infolist() if _is_wanted(entry)]
-        _admit(entries, came, bounds)
-        kept: list[Path] = []
-        count = 0
+        unpacking = _Unpacking(folder, bounds, came, is_unwanted)
+        unpacking.take(table, came, depth=1)
+    return unpacking.kept
+
+
+class _Unpacking:
+    """A zip and those in it, counted together."""
+
+    def __init__(self, folder: Path, bounds: Bounds, came: int, is_unwanted: Callable[[], bool]) -> None:
+        self.kept: list[Path] = []
+        self._folder, self._bounds, self._came, self._is_unwanted = folder, bounds, came, is_unwanted
+        self._files = self._size = 0
+
+    def take(self, table: zipfile.ZipFile, size: int, *, depth: int) -> None:
+        """The files of one, which is so large."""
+        entries = [entry for entry in entries_of(table, size) if is_seen(entry.filename)]
+        self._files += len(entries)
+        if self._files > self._bounds.files:
+            raise LimitExceeded(
+                f"the zip holds {self._files} files, at most {self._bounds.files} are allowed; send fewer"
+            )
+        self._admit(self._size + sum(entry.file_size for entry in entries))
         for entry in entries:
-            path = folder / f"unpacked-{len(kept):06d}"
-            is_image, size = _extract(table, entry, path, is_unwanted)
-            count += size
-            _admit_bytes(count, came, bounds)
-            if is_unwanted():
-                break
-            if is_image:
-                kept.append(path)
-            else:
+            path = self._folder / f"unpacked-{len(self.kept):06d}"
+            head = self._extract(table, entry, path)
+            if self._is_unwanted():
+                return
+            if is_zip(head):
+                self._take_nested(path, depth)
+            elif is_directory(head):
                 path.unlink()
-    return kept
+            else:
+                self.kept.append(path)
+
+    def _take_nested(self, path: Path, depth: int) -> None:
+        if depth >= self._bounds.depth:
+            raise UnsupportedImage("there is a zip in the zip; pack the image files themselves")
+        nested = path.rename(self._folder / f"zip-{depth}")  # its first file takes its name
+        with _opened(nested, self._bounds) as (table, size):
+            self.take(table, size, depth=depth + 1)
+        nested.unlink()
+
+    def _admit(self, count: int) -> None:
+        bounds = self._bounds
+        if count > bounds.bytes:
+            raise LimitExceeded(
+                f"the zip unpacks to {count} bytes, at most {bounds.bytes} are allowed; send less at once"
+            )
+        if count > max(bounds.freely, PLAUSIBLE_RATIO * self._came):
+            raise LimitExceeded(
+                f"the zip unpacks to {count} bytes from {self._came} that came, more than {PLAUSIBLE_RATIO} for one; "
+                "send the files as they are"
+            )
+
+    def _extract(self, table: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> bytes:
+        """Writes one entry; its first bytes. No more is inflated than the table declared."""
+        size, head = 0, b""
+        with table.open(entry) as packed, path.open("xb") as file:
+            while (piece := packed.read(_PIECE)) and not self._is_unwanted():
+                head = head or piece[:_HEAD]
+                size += len(piece)
+                file.write(piece)
+        if size != entry.file_size and not self._is_unwanted():
+            raise UnreadableImage("the zip declares other sizes than its files have; it is damaged, pack it again")
+        self._size += size
+        self._admit(self._size)
+        return head
+
+
+def entries_of(table: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
+    """The files of a zip that has `size` bytes, those that systems hide as well; all judged before any is unpacked.
+
+    Raises UnsupportedImage for what no tool would pack for us: paths that lead out, links, passwords, rare packing, and
+    files that share their data.
+    """
+    entries = []
+    for entry in table.infolist():
+        require_inside(entry.filename, entry.orig_filename)
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UnsupportedImage("the zip has links; pack plain files only")
+        if entry.flag_bits & _ENCRYPTED:
+            raise UnsupportedImage("the zip is encrypted; pack it without a password")
+        if entry.compress_type not in _METHODS:
+            raise UnsupportedImage("the zip is packed in an unusual way; pack it with deflate, or store the files")
+        if not entry.is_dir():
+            entries.append(entry)
+    if sum(entry.compress_size for entry in entries) > size:
+        raise UnsupportedImage("the zip has files that share their data, as zip bombs have; pack it again")
+    return entries
+
+
+def require_inside(*names: str) -> None:
+    """Raises UnsupportedImage for the name of an archive's file that leads out of the archive."""
+    for name in names:
+        if "\0" in name or name.startswith(("/", "\\")) or _DRIVE.match(name) or ".." in re.split(r"[/\\]", name):
+            raise UnsupportedImage("the archive has paths that lead out of it; pack plain files only")
+
+
+def is_seen(name: str) -> bool:
+    """Whether a file of an archive is none of those that systems hide."""
+    parts = name.split("/")
+    return "__MACOSX" not in parts and not any(part.startswith(".") and part != "." for part in parts)
 
 
 @contextmanager
@@ -114,60 +203,3 @@ class _Meted:
 
     def close(self) -> None:
         """The stream is closed where it was opened."""
-
-
-def _is_wanted(entry: zipfile.ZipInfo) -> bool:
-    """Whether it is a file that people see. Raises UnsupportedImage for what no tool would pack for us."""
-    names = (entry.filename, entry.orig_filename)
-    mode = entry.external_attr >> 16
-    is_unsafe = any(
-        "\0" in name or name.startswith(("/", "\\")) or _DRIVE.match(name) or ".." in re.split(r"[/\\]", name)
-        for name in names
-    )
-    if is_unsafe or stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise UnsupportedImage("the zip has links, or paths that lead out of it; pack plain files only")
-    parts = entry.filename.split("/")
-    return not (entry.is_dir() or parts[0] == "__MACOSX" or parts[-1].startswith("."))
-
-
-def _admit(entries: list[zipfile.ZipInfo], came: int, bounds: Bounds) -> None:
-    """Judges what the table declares, before anything is unpacked."""
-    if len(entries) > bounds.files:
-        raise LimitExceeded(f"the zip holds {len(entries)} files, at most {bounds.files} are allowed; send fewer")
-    if any(entry.flag_bits & _ENCRYPTED for entry in entries):
-        raise UnsupportedImage("the zip is encrypted; pack it without a password")
-    if any(entry.compress_type not in _METHODS for entry in entries):
-        raise UnsupportedImage("the zip is packed in an unusual way; pack it with deflate, or store the files")
-    _admit_bytes(sum(entry.file_size for entry in entries), came, bounds)
-
-
-def _admit_bytes(count: int, came: int, bounds: Bounds) -> None:
-    if count > bounds.bytes:
-        raise LimitExceeded(f"the zip unpacks to {count} bytes, at most {bounds.bytes} are allowed; send less at once")
-    if count > max(bounds.freely, PLAUSIBLE_RATIO * came):
-        raise LimitExceeded(
-            f"the zip unpacks to {count} bytes from {came} that came, more than {PLAUSIBLE_RATIO} for one; send the "
-            "files as they are"
-        )
-
-
-def _extract(
-    table: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, is_unwanted: Callable[[], bool]
-) -> tuple[bool, int]:
-    """Writes one entry; whether it may be an image, and its size. No more is inflated than the table declared."""
-    size, is_image = 0, True
-    with table.open(entry) as packed, path.open("xb") as file:
-        while (piece := packed.read(_PIECE)) and not is_unwanted():
-            if size == 0:
-                is_image = _may_be_image(piece)
-            size += len(piece)
-            file.write(piece)
-    if size != entry.file_size and not is_unwanted():
-        raise UnreadableImage("the zip declares other sizes than its files have; it is damaged, pack it again")
-    return is_image, size
-
-
-def _may_be_image(head: bytes) -> bool:
-    if is_zip(head):
-        raise UnsupportedImage("there is a zip in the zip; pack the image files themselves")
-    return not is_directory(head)

@@ -8,8 +8,7 @@ frames without position (ultrasound, angiography) become a pile of pictures whos
 """
 
 import logging
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -199,30 +198,28 @@ def _pixels(slices: Sequence[Slice]) -> tuple[NDArray[Any], NDArray[np.bool_] | 
     shape = (first.channels, len(slices), first.rows, first.columns)
     pixels: NDArray[Any] | None = None
     padding: NDArray[np.bool_] | None = None
-    with closing(_stored(slices)) as stored:  # a decoder serves nobody else until it is done
-        for s, (at, stored_CRW) in enumerate(stored):
-            is_grey = first.channels == 1
-            if pixels is None:
-                pixels = np.empty(shape, value_type(stored_CRW.dtype) if is_grey else stored_CRW.dtype)
-            if not is_grey:
-                pixels[:, s] = stored_CRW
-                continue
-            with guarded("the DICOM rescale, modality table or padding value is damaged"):
-                pixels[0, s] = modality_values(stored_CRW[0], at)
-                outside = _padded(stored_CRW[0], at)
-            if outside is not None:
-                padding = np.zeros(shape[1:], bool) if padding is None else padding
-                padding[s] = outside
+    for s, (at, stored_CRW) in enumerate(_stored(slices)):
+        is_grey = first.channels == 1
+        if pixels is None:
+            pixels = np.empty(shape, value_type(stored_CRW.dtype) if is_grey else stored_CRW.dtype)
+        if not is_grey:
+            pixels[:, s] = stored_CRW
+            continue
+        with guarded("the DICOM rescale, modality table or padding value is damaged"):
+            pixels[0, s] = modality_values(stored_CRW[0], at)
+            outside = _padded(stored_CRW[0], at)
+        if outside is not None:
+            padding = np.zeros(shape[1:], bool) if padding is None else padding
+            padding[s] = outside
     assert pixels is not None
     return pixels, padding
 
 
-def _stored(slices: Sequence[Slice]) -> Generator[tuple[Slice, NDArray[Any]]]:
+def _stored(slices: Sequence[Slice]) -> Iterator[tuple[Slice, NDArray[Any]]]:
     """Each slice with its stored values; a file is opened once for all slices in a row that it holds."""
     for _, group in groupby(slices, key=lambda at: id(at.dataset)):
         of_file = list(group)
-        with closing(stored_frames(of_file)) as frames:
-            yield from zip(of_file, frames, strict=True)
+        yield from zip(of_file, stored_frames(of_file), strict=True)
 
 
 def _padded(stored_RW: NDArray[Any], at: Slice) -> NDArray[np.bool_] | None:

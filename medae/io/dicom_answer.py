@@ -5,12 +5,10 @@ same name, and other pixels (another threshold, another noise level) never share
 writing, so files of two runs differ there and nowhere else.
 """
 
-import copy
 import hashlib
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
-from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
@@ -46,15 +44,7 @@ SERIES_NUMBERS: dict[Kind, int] = {
 _ANSWERS = uuid.UUID("5f0d3a5e-9c1b-5a0e-8f43-6d65646165a1")
 IMPLEMENTATION = UID(f"2.25.{_ANSWERS.int}")
 
-# fmt: off
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-_DROPPED = (
-    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
-    "SmallestImagePixelValueInPlane", "LargestImagePixelValueInPlane", "IconImageSequence",
-    "DigitalSignaturesSequence", "MACParametersSequence", "EncryptedAttributesSequence", "DataSetTrailingPadding",
-    "PixelDataProviderURL", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "DerivationCodeSequence",
-)
-# fmt: on
 # transfer syntaxes that always lose, with the method's name (PS3.3 C.7.6.1.1.5); JPEG 2000 (.91, .203) may not, yet the
 # claim "never lossy" would be a guess
 _LOSSY = {
@@ -116,13 +106,6 @@ def source_of(image: Image, *, takes_frames: bool = False) -> DicomSource:
     return source
 
 
-def to_bytes(dataset: Dataset) -> bytes:
-    """As a DICOM file in Explicit VR Little Endian."""
-    buffer = BytesIO()
-    dataset.save_as(buffer, implicit_vr=False, little_endian=True, enforce_file_format=True)
-    return buffer.getvalue()
-
-
 def numbered(name: str, encoded: Sequence[bytes]) -> list[AnswerFile]:
     """`{name}.dcm` for one instance, else `{name}/0001.dcm` and on."""
     if len(encoded) == 1:
@@ -181,15 +164,3 @@ def declare_loss(dataset: Dataset, source: Dataset) -> None:
     if method and source.get("LossyImageCompression") in (None, ""):
         dataset.LossyImageCompression = "01"
         dataset.LossyImageCompressionMethod = method
-
-
-def without_pixel_facts(source: Dataset) -> Dataset:
-    """A copy without what describes the old pixels only."""
-    kept = Dataset()
-    for element in source:
-        repeating = element.tag.group & 0xFF00
-        if not element.tag.is_private and repeating not in (0x5000, 0x6000) and element.keyword not in _DROPPED:
-            # only what is nested can be changed from here; a plain value is replaced as a whole
-            kept[element.tag] = copy.deepcopy(element) if element.VR == "SQ" else copy.copy(element)
-    kept.remove_private_tags()  # those inside sequences
-    return kept

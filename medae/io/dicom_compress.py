@@ -17,7 +17,8 @@ from pydicom.pixels.encoders.base import RLELosslessEncoder
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medae.io.answer import AnswerFile
-from medae.io.dicom_answer import MEDIA_TYPE, to_bytes
+from medae.io.dicom_answer import MEDIA_TYPE
+from medae.io.dicom_elements import to_bytes
 
 Pixels = NDArray[np.integer]
 Encode = Callable[[Pixels, Dataset], bytes]

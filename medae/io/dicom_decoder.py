@@ -4,35 +4,35 @@ The decoders are C and C++ (gdcm, openjpeg, CharLS, libjpeg); fed with damaged s
 The child is started when first needed, serves one file after the other, and ends when its standard input does, which is
 when its parent has gone, in whatever way. What the decoders print goes nowhere.
 
-Protocol: to the child 8 bytes of length, "P" or "B", the frames wanted (their count and their numbers, 4 bytes each), a
-path or a file's bytes; back for each frame 8 bytes of length, "A" and an array in NumPy's format, or, as the last one,
-"E" and the name of an exception.
+Protocol, a question for each frame: 8 bytes of length, then what the header says of the pixels, as a line of JSON, and
+the compressed frame; back 8 bytes of length, then "A" and an array in NumPy's format, or "E" and the name of an
+exception. So the child sees neither a file nor a word about a patient.
 """
 
 import atexit
+import json
 import os
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
 from medae.errors import UnreadableImage
 from medae.io.dicom_codecs import add_codecs
-from medae.io.dicom_file import opened, read_dataset
 
 SECONDS = 60.0
 """For one picture; what takes longer never ends."""
 
-_LENGTH, _NUMBER = struct.Struct(">Q"), struct.Struct(">I")
+_LENGTH = struct.Struct(">Q")
 _here = False
 
 
@@ -68,55 +68,46 @@ class Decoder:
             with suppress(OSError):  # what was not yet sent has nowhere to go
                 child.stdin.close()
 
-    def decode(self, file: Path | bytes, frames: Sequence[int] = (0,)) -> Generator[NDArray[Any]]:
-        """The arrays of a file's frames, one after the other, as pydicom gives them.
+    def decode(self, frame: bytes, options: Mapping[str, Any]) -> NDArray[Any]:
+        """The array of one compressed frame, as pydicom gives it.
 
-        Close it, where it is not read to its end. Raises UnreadableImage, also where the decoder crashed or hung.
+        options: pydicom's, of the pixels (`as_pixel_options`); plain values.
+        Raises UnreadableImage, also where the decoder crashed or hung.
         """
-        wanted = _NUMBER.pack(len(frames)) + b"".join(map(_NUMBER.pack, frames))
-        body = b"B" + wanted + file if isinstance(file, bytes) else b"P" + wanted + os.fsencode(file.absolute())
-        with self._lock, closing(_answers(body) if _here else self._ask(body, len(frames))) as answers:
-            for answer in answers:
-                if answer[:1] == b"E":
-                    raise UnreadableImage(
-                        "the DICOM pixel data is damaged, or compressed in a way that no installed decoder reads "
-                        f"({answer[1:].decode()})"
-                    )
-                yield np.load(BytesIO(answer[1:]), allow_pickle=False)
+        body = json.dumps(dict(options)).encode() + b"\n" + frame
+        if _here:
+            answer = _answer(body)
+        else:
+            with self._lock:
+                answer = self._ask(body)
+        if answer[:1] == b"E":
+            raise UnreadableImage(
+                "the DICOM pixel data is damaged, or compressed in a way that no installed decoder reads "
+                f"({answer[1:].decode()})"
+            )
+        pixels: NDArray[Any] = np.load(BytesIO(answer[1:]), allow_pickle=False)
+        return pixels
 
-    def _ask(self, body: bytes, count: int) -> Generator[bytes]:
-        """The child's answers: `count`, or fewer where the last is an error."""
+    def _ask(self, body: bytes) -> bytes:
         if self._child is not None and self._child.poll() is not None:
             self.close()
         if self._child is None:
             self._child = _start()
         child = self._child
         assert child.stdin is not None and child.stdout is not None
-        is_done = False
-        try:
-            with self._alarm(child):
-                _send(child.stdin, body)
-            for number in range(1, count + 1):
-                with self._alarm(child):
-                    answer = _receive(child.stdout)
-                is_done = number == count or answer[:1] == b"E"
-                yield answer
-                if is_done:
-                    return
-        except (OSError, EOFError):
-            raise UnreadableImage(
-                f"the decoder crashed on the DICOM pixel data, or took more than {self._seconds:g} s: it is damaged"
-            ) from None
-        finally:
-            if not is_done:  # what it still has to say would answer the next question
-                self.close()
-
-    @contextmanager
-    def _alarm(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
         alarm = threading.Timer(self._seconds, child.kill)
         alarm.start()
         try:
-            yield
+            _send(child.stdin, body)
+            return _receive(child.stdout)
+        except (OSError, EOFError):
+            self.close()
+            raise UnreadableImage(
+                f"the decoder crashed on the DICOM pixel data, or took more than {self._seconds:g} s: it is damaged"
+            ) from None
+        except BaseException:  # what it still has to say would answer the next question
+            self.close()
+            raise
         finally:
             alarm.cancel()
 
@@ -159,25 +150,23 @@ def _receive(stream: BinaryIO | Any) -> bytes:
     return body
 
 
-def _answers(body: bytes) -> Generator[bytes]:
-    from pydicom.pixels.utils import iter_pixels
+def _answer(body: bytes) -> bytes:
+    from pydicom.pixels.decoders.base import get_decoder
 
     add_codecs()
-    (count,) = _NUMBER.unpack_from(body, 1)
-    begin = 1 + _NUMBER.size * (1 + count)
-    frames = [number for (number,) in _NUMBER.iter_unpack(body[1 + _NUMBER.size : begin])]
+    head, _, frame = body.partition(b"\n")
+    options = json.loads(head)
     try:
-        with opened(body[begin:] if body[:1] == b"B" else Path(os.fsdecode(body[begin:]))) as stream:
-            dataset = read_dataset(stream, pixels=True)
-        for pixels in iter_pixels(dataset, indices=frames):
-            buffer = BytesIO(b"A")
-            buffer.seek(1)
-            np.save(buffer, pixels, allow_pickle=False)
-            yield buffer.getvalue()
+        decoder = get_decoder(UID(options.pop("transfer_syntax_uid")))
+        pixels, _ = decoder.as_array(encapsulate([frame], has_bot=False), index=0, **options)
+        buffer = BytesIO()
+        buffer.write(b"A")
+        np.save(buffer, pixels, allow_pickle=False)
+        return buffer.getvalue()
     except MemoryError:
         raise  # says nothing about the file
     except Exception as error:  # whatever it was, the parent says it in its own words
-        yield b"E" + type(error).__name__.encode()
+        return b"E" + type(error).__name__.encode()
 
 
 def _serve() -> None:
@@ -189,8 +178,7 @@ def _serve() -> None:
             body = _receive(sys.stdin.buffer)
         except EOFError:
             return
-        for answer in _answers(body):
-            _send(answers, answer)
+        _send(answers, _answer(body))
 
 
 if __name__ == "__main__":

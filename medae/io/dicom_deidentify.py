@@ -21,7 +21,8 @@ from pydicom.sequence import Sequence as DicomSequence
 from medae import __version__
 from medae.errors import UnsupportedImage
 from medae.io.answer import AnswerFile
-from medae.io.dicom_answer import MEDIA_TYPE, code_item, to_bytes
+from medae.io.dicom_answer import MEDIA_TYPE, code_item
+from medae.io.dicom_elements import to_bytes
 from medae.io.dicom_file import guarded
 from medae.io.dicom_profile import ACTIONS, EDITION
 from medae.pseudonyms import Pseudonyms

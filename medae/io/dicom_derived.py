@@ -27,12 +27,11 @@ from medae.io.dicom_answer import (
     reference_to,
     source_of,
     stamp,
-    to_bytes,
-    without_pixel_facts,
 )
+from medae.io.dicom_elements import to_bytes, without_pixel_facts
 from medae.io.dicom_file import DicomSource, guarded
 from medae.io.dicom_frames import frame_count
-from medae.io.dicom_pixels import padding_values, rescale
+from medae.io.dicom_pixels import padding_values, rescale, shifts_exactly
 
 # fmt: off
 _PALETTE = (
@@ -67,8 +66,8 @@ def encode_restored(
     with guarded("no derived series can be made for a source with this header"):
         naming = Naming("restored", source, image.pixels, algorithm)
         moment = now or datetime.now()
-        answers = [_instance(image, index, naming, description, moment) for index in range(len(source.datasets))]
-        encoded = [to_bytes(answer) for answer in answers]
+        count = len(source.datasets)
+        encoded = [to_bytes(_instance(image, index, naming, description, moment)) for index in range(count)]
     return numbered(f"{stem}_restored", encoded)
 
 
@@ -166,11 +165,17 @@ def _grey(source: Dataset, values_RW: NDArray[Any], padding_RW: NDArray[np.bool_
     slope, intercept = rescale(source, frame)
     bits, is_signed = int(source.BitsStored), int(source.PixelRepresentation) == 1
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if is_signed else (0, (1 << bits) - 1)
-    stored = np.clip(np.rint((values_RW.astype(np.float64) - intercept) / slope), low, high)
+    kind = np.dtype(f"<{'i' if is_signed else 'u'}{int(source.BitsAllocated) // 8}")
+    if shifts_exactly(slope, intercept, kind) and values_RW.dtype == np.float32:
+        stored: NDArray[Any] = np.rint(values_RW)  # whole numbers first: they are exact in float32, and half the bytes
+        np.clip(stored, low + intercept, high + intercept, out=stored)
+        stored -= np.float32(intercept)
+    else:
+        stored = np.clip(np.rint((values_RW.astype(np.float64) - intercept) / slope), low, high)
     ends = padding_values(source)
     if padding_RW is not None and ends is not None:
         stored[padding_RW] = ends[0]
-    return stored.astype(f"<{'i' if is_signed else 'u'}{int(source.BitsAllocated) // 8}")
+    return stored.astype(kind)
 
 
 def _colour(answer: Dataset, source: Dataset, values_CRW: NDArray[Any]) -> NDArray[Any]:

@@ -5,8 +5,9 @@ shared by all frames or kept for each. Frames of other multi-frame files (ultras
 times or views; they have no place, and nothing is made up for them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +117,16 @@ def read_slices(file: Path | bytes, limits: Limits, *, whole: bool = True) -> li
         dataset = read_dataset(plain, pixels=False, tags=None if whole else _SLICE_TAGS)
         header_size = plain.tell()
     with guarded("the DICOM header is damaged"):
-        _require_picture(dataset)
-        frames, rows, columns = frame_count(dataset), int(dataset.Rows), int(dataset.Columns)
+        # looked at in a copy: an element that stays undecoded in the header is written as it came
+        facts = Dataset(dict(dataset.items()))
+        frames = frame_count(facts)
+        facts = facts if frames == 1 else dataset  # whose groups are decoded once for all frames
+        _require_picture(facts)
+        rows, columns = int(facts.Rows), int(facts.Columns)
         # before a Slice is made for each of the frames that a forged header counts
         limits.admit_grid(slices=frames, rows=rows, columns=columns, bytes_per_voxel=1, stored=size)
-        slices = list(_frames(file, size, header_size, is_deflated, dataset, frames))
+        make = partial(Slice, file, size, header_size, is_deflated, dataset)
+        slices = list(_frames(facts, frames, make))
     if is_deflated:
         limits.admit_inflated(header_size + slices[0].stored_bytes, stored=size)
     return slices
@@ -167,9 +173,7 @@ def _require_picture(dataset: Dataset) -> None:
         )
 
 
-def _frames(
-    file: Path | bytes, size: int, header_size: int, is_deflated: bool, dataset: FileDataset, frames: int
-) -> Iterator[Slice]:
+def _frames(dataset: Dataset, frames: int, make: Callable[..., Slice]) -> Iterator[Slice]:
     modality = str(dataset.get("Modality", ""))
     kinds = dataset.get("ImageType") or ()
     is_localiser = not isinstance(kinds, str) and "LOCALIZER" in [str(kind).strip() for kind in kinds]
@@ -179,12 +183,7 @@ def _frames(
     places = _volume_indices(dataset)
     for frame in range(frames):
         position, directions = _vectors(dataset, frame, frames)
-        yield Slice(
-            file=file,
-            size=size,
-            header_size=header_size,
-            is_deflated=is_deflated,
-            dataset=dataset,
+        yield make(
             frame=frame,
             frames=frames,
             series=str(dataset.get("SeriesInstanceUID", "")),

@@ -25,8 +25,8 @@ from medae.io.dicom_answer import (
     processing_equipment,
     serial_number,
     stamp,
-    without_pixel_facts,
 )
+from medae.io.dicom_elements import without_pixel_facts
 
 # What a label is when its model does not say: something anatomical, some tissue (SNOMED CT).
 _CATEGORY = CodedTerm(value="91723000", scheme="SCT", meaning="Anatomical Structure")

@@ -10,7 +10,8 @@ from pydicom.sr.coding import Code
 from medae.errors import OutputError, UnsupportedImage
 from medae.image import Image
 from medae.io.answer import Algorithm, AnswerFile
-from medae.io.dicom_answer import MEDIA_TYPE, SCHEME, Naming, source_of, to_bytes
+from medae.io.dicom_answer import MEDIA_TYPE, SCHEME, Naming, source_of
+from medae.io.dicom_elements import to_bytes
 from medae.io.dicom_file import guarded
 from medae.io.dicom_headers import finish, made_by, normalised
 

@@ -26,8 +26,8 @@ from medae.io.dicom_answer import (
     reference_to,
     source_of,
     stamp,
-    to_bytes,
 )
+from medae.io.dicom_elements import to_bytes
 from medae.io.dicom_file import guarded
 from medae.io.dicom_headers import PATIENT_AND_STUDY, normalised
 

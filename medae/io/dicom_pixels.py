@@ -1,8 +1,7 @@
 """The pixels of one DICOM file, checked against its header before a decoder allocates anything."""
 
 import struct
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,47 +9,66 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-from pydicom.pixels.utils import iter_pixels
+from pydicom.pixels.utils import as_pixel_options, iter_pixels
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medae.errors import UnreadableImage, UnsupportedImage
 from medae.io.dicom_decoder import Decoder, decodes
 from medae.io.dicom_file import as_plain, guarded, opened, with_pixels
-from medae.io.dicom_frames import FLOAT_BITS, PALETTE, Slice, functional_group
+from medae.io.dicom_frames import FLOAT_BITS, PALETTE, Slice, frame_count, functional_group
 
 _decoder = Decoder()
 _HEAD_OF_PIXELS = 12
 """Bytes of the longest element head before pixel data: tag, VR and length."""
 
 
-def stored_frames(slices: Sequence[Slice]) -> Generator[NDArray[Any]]:
+def stored_frames(slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
     """Of slices of one file, each its (channels, rows, columns) as stored, before any rescale; colour as RGB.
 
     The declared size has been checked against the limits; here it is checked against the pixels that came.
     """
     first = slices[0]
     with opened(first.file) as stream:
-        plain, _ = as_plain(stream, first.header_size + _HEAD_OF_PIXELS + first.stored_bytes)
-        dataset = with_pixels(first.dataset, plain, first.header_size)
+        if first.is_deflated:
+            stream, _ = as_plain(stream, first.header_size + _HEAD_OF_PIXELS + first.stored_bytes)
+        dataset = with_pixels(first.dataset, stream, first.header_size)
     if not any(name in dataset for name in ("PixelData", *FLOAT_BITS)):
         raise UnreadableImage(f"the DICOM file declares {first.rows} x {first.columns} pixels and has no pixel data")
     with guarded("the DICOM pixel data is damaged"):
         _name_transfer_syntax(dataset)
         _require_whole(dataset, first)
-        frames = [at.frame for at in slices]
         is_compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
-    decoded = _decoder.decode(first.file, frames) if is_compressed else _uncompressed(dataset, frames)
-    with closing(decoded):
-        for at in slices:
-            with guarded("the DICOM pixel data is damaged"):
-                pixels = next(decoded)
-                if dataset.PhotometricInterpretation == PALETTE:
-                    pixels = _palette_to_rgb(pixels, dataset)
-            yield _planes(pixels, at)
+    decoded = (_decompressed if is_compressed else iter_pixels)(dataset, indices=[at.frame for at in slices])
+    for at in slices:
+        with guarded("the DICOM pixel data is damaged"):
+            pixels = next(decoded)
+            if dataset.PhotometricInterpretation == PALETTE:
+                pixels = _palette_to_rgb(pixels, dataset)
+        yield _planes(pixels, at)
 
 
-def _uncompressed(dataset: Dataset, frames: Sequence[int]) -> Generator[NDArray[Any]]:
-    yield from iter_pixels(dataset, indices=frames)
+def _decompressed(dataset: Dataset, *, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    options: dict[str, Any] = {**as_pixel_options(dataset), "number_of_frames": 1}
+    options.pop("extended_offsets", None)
+    options["transfer_syntax_uid"] = str(dataset.file_meta.TransferSyntaxUID)
+    frames = _frames(dataset)
+    held: dict[int, bytes] = {}  # those that come before they are wanted
+    wanted = set(indices)
+    count = 0
+    for index in indices:
+        while index not in held:
+            frame = next(frames)
+            if count in wanted:
+                held[count] = frame
+            count += 1
+        yield _decoder.decode(held.pop(index), options)
+
+
+def _frames(dataset: Dataset) -> Iterator[bytes]:
+    """The compressed frames of a file."""
+    table = [dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    offsets = (table[0], table[1]) if all(table) else None
+    return generate_frames(dataset.PixelData, number_of_frames=frame_count(dataset), extended_offsets=offsets)
 
 
 def _planes(pixels: NDArray[Any], at: Slice) -> NDArray[Any]:
@@ -72,7 +90,21 @@ def modality_values(stored_RW: NDArray[Any], at: Slice) -> NDArray[Any]:
         values: NDArray[Any] = apply_modality_lut(stored_RW, at.dataset)
         return values
     slope, intercept = rescale(at.dataset, at.frame)
+    if shifts_exactly(slope, intercept, stored_RW.dtype):
+        shifted: NDArray[Any] = stored_RW + np.float32(intercept)
+        return shifted
     return stored_RW * slope + intercept  # float64 until it is stored
+
+
+def shifts_exactly(slope: float, intercept: float, stored: np.dtype[Any]) -> bool:
+    """Whether float32 holds every modality value of such samples to the last bit: as a rule that of CT."""
+    return (
+        slope == 1
+        and intercept.is_integer()
+        and abs(intercept) < 1 << 23
+        and stored.kind in "iu"
+        and stored.itemsize <= 2
+    )
 
 
 def value_type(stored: np.dtype[Any]) -> type[np.floating[Any]]:
@@ -143,7 +175,7 @@ def _require_whole(dataset: Dataset, at: Slice) -> None:
             "the pixels are compressed in a way that is not read (video, or a rare one); JPEG, JPEG-LS, JPEG 2000, "
             "HTJ2K and RLE are. Store it in one of these (dcmconv, gdcmconv)"
         )
-    for stream in generate_frames(dataset.PixelData, number_of_frames=at.frames):
+    for stream in _frames(dataset):
         _require_same_size(_codestream(stream), dataset, at)
 
 

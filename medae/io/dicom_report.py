@@ -20,7 +20,8 @@ from pydicom.sr.coding import Code
 
 from medae.image import Image
 from medae.io.answer import Algorithm, AnswerFile, Findings, LabelSize
-from medae.io.dicom_answer import MANUFACTURER, MEDIA_TYPE, SCHEME, Naming, serial_number, source_of, to_bytes
+from medae.io.dicom_answer import MANUFACTURER, MEDIA_TYPE, SCHEME, Naming, serial_number, source_of
+from medae.io.dicom_elements import to_bytes
 from medae.io.dicom_file import guarded
 from medae.io.dicom_headers import category_of, finish, made_by, normalised, term_of
 from medae.verdict import Verdict

@@ -22,8 +22,8 @@ from medae.io.dicom_answer import (
     Kind,
     Naming,
     source_of,
-    to_bytes,
 )
+from medae.io.dicom_elements import to_bytes
 from medae.io.dicom_file import guarded
 from medae.io.dicom_headers import category_of, finish, made_by, normalised, term_of
 from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers

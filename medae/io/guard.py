@@ -27,6 +27,8 @@ class Limits(Settings):
     """Slices x rows x columns of a volume."""
     files: PositiveInt = 5000
     """Files of one series."""
+    depth: PositiveInt = 1
+    """Zips within one another where one zip is given for an image; 1: its files are no zips."""
     frames: PositiveInt = 5000
     """Frames, pages or slices of one volume."""
     inflate_ratio: PositiveInt = 1100

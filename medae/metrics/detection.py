@@ -74,20 +74,49 @@ def bootstrap_auroc(
 
     Draws without both kinds of image do not count; not numbers where no draw has both.
     """
-    values, truth = np.asarray(scores, float), np.asarray(anomalous, bool)
-    names = {group: number for number, group in enumerate(dict.fromkeys(groups or range(len(values))))}
-    member = np.array([names[group] for group in (groups or range(len(values)))])
-    rng = np.random.default_rng(seed)
-    found = []
-    for start in range(0, draws, step := max(1, _CHUNK // max(len(values), 1))):
-        count = min(step, draws - start)
-        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
-        found.append(_weighted_auroc(values, truth, times[:, member]))
-    drawn = np.concatenate(found)
+    return _middle(_drawn([scores], anomalous, groups, draws, seed)[0])
+
+
+def bootstrap_gain(
+    scores: ArrayLike,
+    others: ArrayLike,
+    anomalous: Sequence[bool] | NDArray[np.bool_],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """95 % interval of how much higher the AUROC of `scores` is than that of `others`, the same images in each draw of
+    both. As `bootstrap_auroc`."""
+    ours, theirs = _drawn([scores, others], anomalous, groups, draws, seed)
+    return _middle(ours - theirs)
+
+
+def _middle(drawn: NDArray[np.float64]) -> Interval:
     drawn = drawn[~np.isnan(drawn)]
     if not drawn.size:
         return Interval(float("nan"), float("nan"))
     return Interval(*np.quantile(drawn, (0.025, 0.975)).tolist())
+
+
+def _drawn(
+    every: Sequence[ArrayLike],
+    anomalous: Sequence[bool] | NDArray[np.bool_],
+    groups: Sequence[Hashable] | None,
+    draws: int,
+    seed: int,
+) -> list[NDArray[np.float64]]:
+    """Of each list of scores its AUROC in each draw."""
+    truth = np.asarray(anomalous, bool)
+    names = {group: number for number, group in enumerate(dict.fromkeys(groups or range(len(truth))))}
+    member = np.array([names[group] for group in (groups or range(len(truth)))])
+    rng = np.random.default_rng(seed)
+    found: list[list[NDArray[np.float64]]] = []
+    for start in range(0, draws, step := max(1, _CHUNK // max(len(truth), 1))):
+        count = min(step, draws - start)
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)[:, member]
+        found.append([_weighted_auroc(np.asarray(scores, float), truth, times) for scores in every])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def _weighted_auroc(

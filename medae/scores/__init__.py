@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from medae.scores.appearance import Appearance
 from medae.scores.base import PREFIX, Evidence, Found, MapScore, ObservedScore, Score, parts_of
 from medae.scores.ensemble import RankAverage
 from medae.scores.features import CodeFeatures, Mahalanobis, Neighbours, Texture
@@ -26,6 +27,7 @@ ScoreConfig = Annotated[
     | Restoration
     | Statistics
     | Profile
+    | Appearance
     | RankAverage,
     Field(discriminator="kind"),
 ]
@@ -36,6 +38,7 @@ __all__ = [
     "NLL",
     "PREFIX",
     "SSIM",
+    "Appearance",
     "CodeFeatures",
     "Evidence",
     "Found",

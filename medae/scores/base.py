@@ -62,6 +62,11 @@ class Score(Settings, ABC):
         return self.needs
 
     @property
+    def after(self) -> tuple[str, ...]:
+        """The scores that must be known before this one, by their names."""
+        return ()
+
+    @property
     def key(self) -> str:
         """Its name in answers, calibration and weights."""
         return self.name or self.default_name()

@@ -1,4 +1,4 @@
-"""Several scores as one: the mean of their ranks among normal images."""
+"""Several scores as one: by their ranks among normal images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -14,8 +14,8 @@ POINTS = 129
 
 
 class RankAverage(Score):
-    """The mean over members of where their score ranks among normal training images, 0..1; of one that is two-sided,
-    how far from the middle.
+    """The mean over members, or the highest, of where their score ranks among normal training images, 0..1; of one that
+    is two-sided, how far from the middle.
 
     Beyond the highest of these a rank goes on rising with the score, by 1 for each range between their median and
     their 99th percentile, so that two images that no normal one reaches can be told apart.
@@ -26,6 +26,12 @@ class RankAverage(Score):
     kind: Literal["rank_average"] = "rank_average"
     members: tuple[str, ...] = Field(min_length=2)
     """Names of scores before this one."""
+    by: Literal["mean", "highest"] = "mean"
+    """What they say on the whole, or whether any of them says something."""
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        return self.members
 
     def default_name(self) -> str:
         return "rank_average"
@@ -34,7 +40,7 @@ class RankAverage(Score):
         parts = found.parts(self.key)
         ranks = {name: rank(found.values[name], parts[name]) for name in self.members}
         away = [2 * abs(at - 0.5) if name in found.two_sided else at for name, at in ranks.items()]
-        return float(np.mean(away))
+        return float(max(away) if self.by == "highest" else np.mean(away))
 
     def fit(self, values: Mapping[str, Sequence[float]]) -> dict[str, NDArray[Any]]:
         """What is kept of the members' scores of normal images."""

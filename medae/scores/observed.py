@@ -8,7 +8,8 @@ from medae.scores.base import Need, ObservedScore
 
 
 class PerceptualMap(ObservedScore):
-    """Where image and reconstruction differ in features that need no weights: blur and Gabor energy at three scales.
+    """Where image and reconstruction differ in features that need no weights: blur and Gabor energy, of the mean over
+    channels at a half and a fourth of the resolution.
 
     For networks that were trained with the objective `perceptual`, whose residuals mean little.
     """

@@ -32,7 +32,8 @@ class Residual(MapScore):
 
 
 class SSIM(ObservedScore):
-    """1 - structural similarity (Wang 2004) to the reconstruction, 0..2, within slices, the mean over channels."""
+    """1 - structural similarity (Wang 2004) to the reconstruction, 0..2, within slices, of the mean over
+    channels."""
 
     kind: Literal["ssim"] = "ssim"
     sigma: PositiveFloat | None = None

@@ -1,7 +1,7 @@
 """Simple statistics of the image taken together: what no reconstruction tells, such as lost sharpness."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,6 +13,13 @@ from medae.scores.baselines import Gaussian, nearest
 
 DARKEST = 1 / 256
 """No light at all would have an infinite optical density."""
+STEADY = 0.01
+"""What is the same in all normal images, such as no constant line in any, is taken to vary so much."""
+LEAST = 1e-6
+"""Of a score, before its logarithm is taken."""
+SAME = 1e-4
+"""Standard deviations: a normal image nearer than this is the image itself, which is not its own neighbour. So training
+images, of which ensembles take their ranks, are as far away as new ones are."""
 
 
 class StatisticScore(Score, ABC):
@@ -25,22 +32,37 @@ class StatisticScore(Score, ABC):
     normal images, each number in units of its standard deviation."""
     count: PositiveInt = 5
     """How many neighbours."""
+    members: tuple[str, ...] = ()
+    """Names of single scores whose logarithms are numbers of the image, too: one distance for all of them."""
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        return self.members
 
     def default_name(self) -> str:
         return self.kind
 
     def value(self, found: Found) -> float:
         parts = found.parts(self.key)
-        away = (self.of_image(found.pixels) - parts["mean"]) / parts["deviation"]
+        away = (self._row(found.pixels, found.values) - parts["mean"]) / parts["deviation"]
         if self.by == "neighbours":
-            return nearest(away, parts["rows"].astype(np.float64), self.count)
+            rows = parts["rows"].astype(np.float64)
+            others = rows[np.abs(rows - away).max(1) > SAME]
+            return nearest(away, others, self.count) if len(others) else 0.0
         return float(np.square(parts["whitening"] @ away).mean())
 
-    def fit(self, images: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """What is kept of normal images (C, S, R, W)."""
-        gaussian = Gaussian.fit(np.stack([self.of_image(image) for image in images]))
+    def fit(
+        self, images: Sequence[NDArray[Any]], values: Sequence[Mapping[str, float]] = ()
+    ) -> dict[str, NDArray[Any]]:
+        """What is kept of normal images (C, S, R, W), of which the members' values are known."""
+        known = values or [{}] * len(images)
+        gaussian = Gaussian.fit(np.stack([self._row(*each) for each in zip(images, known, strict=True)]), STEADY)
         kept = {"mean": gaussian.mean, "deviation": gaussian.deviation}
         return kept | ({"rows": gaussian.rows} if self.by == "neighbours" else {"whitening": gaussian.whitening})
+
+    def _row(self, pixels_CSRW: NDArray[Any], values: Mapping[str, float]) -> NDArray[np.float64]:
+        logarithms = [np.log(max(values[name], LEAST)) for name in self.members]
+        return np.concatenate([self.of_image(pixels_CSRW), logarithms])
 
     @abstractmethod
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from medae.data.corruption import CorruptionConfig
 from medae.errors import UnfitImage, UsageError
 from medae.image import Image
 from medae.preparation import Prepared
-from medae.scores import ELBO, NLL, SSIM, Found, MapScore, RankAverage, Residual, ScoreConfig
+from medae.scores import ELBO, NLL, SSIM, Found, MapScore, Residual, ScoreConfig
 from medae.scores.regions import regions
 from medae.scores.residual import SIGMA_AT_64
 from medae.settings import Settings
@@ -84,9 +84,9 @@ class Anomaly(Task):
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise ValueError(f"two scores are called {twice}; give one of them another `name`")
-        single = [score.key for score in self.scores if not isinstance(score, RankAverage)]
+        single = [score.key for score in self.scores if not score.after]
         for score in self.scores:
-            unknown = [name for name in getattr(score, "members", ()) if name not in single]
+            unknown = [name for name in score.after if name not in single]
             if unknown:
                 raise ValueError(f"{score.key}: {unknown[0]} is none of the single scores {', '.join(single)}")
         if not self.mapped:
@@ -197,7 +197,7 @@ class Anomaly(Task):
         maps = {score.key: maps_[at : at + 1] for at, score in enumerate(self.mapped)}
         two_sided = frozenset(score.key for score in self.scores if score.two_sided)
         values: dict[str, float] = {}
-        for score in sorted(self.scores, key=lambda score: isinstance(score, RankAverage)):  # members come first
+        for score in sorted(self.scores, key=lambda score: bool(score.after)):  # members come first
             value = score.value(Found(maps, pixels, inside, weights, values, two_sided))
             if not np.isfinite(value):
                 raise UnfitImage(

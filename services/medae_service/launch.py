@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medae.errors import UsageError
+from medae.machine import cores
 from medae.package import load, shipped
 from medae.settings import load_settings, validate_settings
 from medae_service import tokens
@@ -87,7 +88,7 @@ def resolve(settings: ServiceSettings) -> WorkerSettings:
         "packages": tuple(str(Path(name).resolve()) if Path(name).is_dir() else name for name in names),
         "host": host,
         "port": _free_port(host, settings.port),
-        "workers": settings.workers or _gpus(settings.device) or min(len(os.sched_getaffinity(0)), _quota()),
+        "workers": settings.workers or _gpus(settings.device) or cores(),
         "small": settings.small or (settings.computing if _gpus(settings.device) else SMALL_ON_CPU),
         "allowed_hosts": (*settings.allowed_hosts, host),
         # not resolved: a secret that is a link is changed by changing the link
@@ -126,15 +127,6 @@ def _gpus(device: str) -> int:
     if device.startswith("cuda:"):
         return 1
     return 0 if device == "cpu" else len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
-def _quota() -> int:
-    """Whole cores that the container is given (cgroup v2); many without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return 1 << 16
 
 
 @contextlib.contextmanager

@@ -67,8 +67,10 @@ async def _unpacked(files: list[Uploaded], parts: "_Parts", settings: WorkerSett
     """The files in the zip, if that is what came; on a thread, and not a moment longer than the request lives."""
     if len(files) != 1 or not is_zip(_head(files[0])):
         return files
-    freely = settings.limits.inflate_freely
-    bounds = Bounds(files=settings.upload_files, bytes=settings.upload_bytes, freely=freely)
+    limits = settings.limits
+    bounds = Bounds(
+        files=settings.upload_files, bytes=settings.upload_bytes, freely=limits.inflate_freely, depth=limits.depth
+    )
     unwanted = Event()
     try:
         work = partial(unpack, files[0], parts.new_folder(), bounds, unwanted.is_set)
