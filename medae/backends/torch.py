@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -47,7 +48,8 @@ class TorchBackend:
         cls, network: nn.Module, package: ModelPackage, device: str = "auto", *, dropout_seed: int | None = None
     ) -> Self:
         """The package's network, which is there already, with all that its card needs to know beside its output."""
-        return cls(observed(network, package.card, package.weights), device, dropout_seed=dropout_seed)
+        whole = observed(network, package.card, package.weights, partial(prior_of, package))
+        return cls(whole, device, dropout_seed=dropout_seed)
 
     @classmethod
     def from_package(cls, package: ModelPackage, device: str = "auto", *, dropout_seed: int | None = None) -> Self:
