@@ -1,9 +1,10 @@
 """Do the quantisers use their book, beside MONAI's? On a mixture of 200 clusters, and in a VQ-VAE on 32-pixel images.
 
 Everything but the quantiser is the same: the network, its initial weights, the batches, the loss, the steps, and the
-schedule of `medae train`. Two sets. `tissue` comes with scikit-image: 32 x 32 pixels of the upper part of one stained
-picture train, tiles of its lowest part are the test. `pneumoniamnist` (Yang 2023, doi:10.1038/s41597-022-01721-8) is
-grey: 28 pixels, mirrored to 32, its own test part. `nothing` is the network without a quantiser: no book can do better.
+schedule of `medae train`. The decay of a book, ours or MONAI's, is chosen by validation images. Two sets. `tissue`
+comes with scikit-image: 32 x 32 pixels of the upper part of one stained picture train, tiles of its lowest part are the
+test. `pneumoniamnist` (Yang 2023, doi:10.1038/s41597-022-01721-8) is grey: 28 pixels, mirrored to 32, its own parts.
+`nothing` is the network without a quantiser.
 
 Entries used are counted on the test images, for tissue on all its tiles at every fourth pixel: an entry that stands for
 something rare needs many images to be seen (the paper of `fsq` counts over 50,000).
@@ -35,8 +36,10 @@ from medae.training.loop import learning_rate
 
 SIDE, BATCH, BOOK, CHANNELS, RATE = 32, 16, 256, 16, 2e-3
 LEVELS = {"fsq 8 6 5": (8, 6, 5), "fsq 5 5 5": (5, 5, 5)}
-THEIRS = {"monai .99": 0.99, "monai .9": 0.9, "monai .5": 0.5}
-"""By decay: the default of MONAI's quantiser, one between, the default of its VQVAE."""
+DECAYS = {".99": 0.99, ".9": 0.9, ".5": 0.5}
+"""The default of ours and of MONAI's quantiser, one between, the default of MONAI's VQVAE."""
+OURS = {f"ema {name}": decay for name, decay in DECAYS.items()}
+THEIRS = {f"monai {name}": decay for name, decay in DECAYS.items()}
 NOTHING = "nothing"
 CLUSTERS, NOISE, SAMPLES = 200, 0.05, 1024
 
@@ -67,8 +70,9 @@ class Images(NamedTuple):
 
     batch: Callable[[np.random.Generator], Tensor]
     """(BATCH, C, 32, 32) to train on."""
-    test: Tensor
+    validation: Tensor
     """(N, C, 32, 32)."""
+    test: Tensor
     counted: Tensor
     """Those on which the entries in use are counted."""
 
@@ -100,24 +104,24 @@ def tissue() -> Images:
         corners = rng.integers([picture.shape[1] - SIDE, picture.shape[2] - SIDE], size=(BATCH, 2))
         return torch.stack([picture[:, r : r + SIDE, c : c + SIDE] for r, c in corners.tolist()])
 
-    def every(step: int) -> Tensor:
-        tiles = torch.from_numpy(parts["test"]).unfold(1, SIDE, step).unfold(2, SIDE, step)
+    def every(step: int, part: str = "test") -> Tensor:
+        tiles = torch.from_numpy(parts[part]).unfold(1, SIDE, step).unfold(2, SIDE, step)
         return tiles.flatten(1, 2).movedim(1, 0).contiguous()
 
-    return Images(batch, every(SIDE // 2), every(4))
+    return Images(batch, every(SIDE // 2, "validation"), every(SIDE // 2), every(4))
 
 
 def pneumonia(folder: Path) -> Images:
     with np.load(next(folder.glob("pneumoniamnist*.npz"))) as arrays:
-        parts = [arrays[f"{part}_images"].reshape(-1, 1, 28, 28) for part in ("train", "test")]
+        parts = [arrays[f"{part}_images"].reshape(-1, 1, 28, 28) for part in ("train", "val", "test")]
     mirrored = [np.pad(part, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect") for part in parts]
-    train, test = (torch.from_numpy(part.astype(np.float32) / 255) for part in mirrored)
-    return Images(lambda rng: train[torch.from_numpy(rng.integers(len(train), size=BATCH))], test, test)
+    train, validation, test = (torch.from_numpy(part.astype(np.float32) / 255) for part in mirrored)
+    return Images(lambda rng: train[torch.from_numpy(rng.integers(len(train), size=BATCH))], validation, test, test)
 
 
 def network_with(name: str, seed: int, features: Sequence[int], channels: int) -> nn.Module:
     """The same initial encoder and decoder for all that have vectors of one length."""
-    ours = EMASettings(codes=BOOK, channels=CHANNELS)
+    ours = EMASettings(codes=BOOK, channels=CHANNELS, decay=OURS.get(name, 0.99))
     quantiser = FSQSettings(levels=LEVELS[name]) if name in LEVELS else ours
     torch.manual_seed(seed)
     network = VQVAESettings(features=tuple(features), quantiser=quantiser).build(channels, channels)
@@ -153,14 +157,17 @@ def trained(name: str, images: Images, seed: int, steps: int, features: Sequence
 def fitted(name: str, images: Images, seed: int, steps: int, features: Sequence[int]) -> dict[str, float]:
     """One training and what it measured."""
     network, spent = trained(name, images, seed, steps, features)
-    prediction, _ = _answers(network, images.test)
-    errors = (prediction.clamp(0, 1) - images.test).square().flatten(1).mean(1)
+    psnr = {}
+    for part, truth in (("validation", images.validation), ("psnr", images.test)):
+        prediction, _ = _answers(network, truth)
+        errors = (prediction.clamp(0, 1) - truth).square().flatten(1).mean(1)
+        psnr[part] = float((-10 * torch.log10(errors)).mean())
     _, indices = _answers(network, images.counted)
     usage = Usage.of([indices], int(np.prod(LEVELS[name])) if name in LEVELS else BOOK)
     return {
         "codes": float(usage.used),
         "perplexity": usage.perplexity,
-        "psnr": float((-10 * torch.log10(errors)).mean()),
+        **psnr,
         "ms": 1000 * spent / steps,
     }
 
@@ -179,8 +186,10 @@ def _answers(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def mixtures(seeds: Sequence[int]) -> str:
     """The first table."""
-    ours = EMASettings(codes=BOOK, channels=CHANNELS)
-    makers = {"ema": ours.build} | {name: lambda decay=decay: Theirs(decay) for name, decay in THEIRS.items()}
+    makers = {
+        name: lambda decay=decay: EMASettings(codes=BOOK, channels=CHANNELS, decay=decay).build()
+        for name, decay in OURS.items()
+    } | {name: lambda decay=decay: Theirs(decay) for name, decay in THEIRS.items()}
     rows = []
     for name, make in makers.items():
         found = np.array([mixture(make(), seed) for seed in seeds])
@@ -196,15 +205,19 @@ def show(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         size = int(np.prod(LEVELS[name])) if name in LEVELS else BOOK
         codes = "" if name == NOTHING else f"{mean['codes']:.1f} of {size}"
         spread = float(np.std([one["psnr"] for one in runs]))
-        rows.append([name, codes, mean["perplexity"], f"{mean['psnr']:.2f} ± {spread:.2f}", mean["ms"]])
-    text = table(["VQ-VAE", "entries used", "perplexity", "PSNR (dB)", "CPU ms a step"], rows)
-    peers = {name: np.array([one["psnr"] for one in found[name]]) for name in THEIRS if name in found}
-    if "ema" in found and peers:
-        best = max(peers, key=lambda name: float(peers[name].mean()))
-        gains = np.array([one["psnr"] for one in found["ema"]]) - peers[best]
+        quality = f"{mean['validation']:.2f}", f"{mean['psnr']:.2f} ± {spread:.2f}"
+        rows.append([name, codes, mean["perplexity"], *quality, mean["ms"]])
+    text = table(["VQ-VAE", "entries used", "perplexity", "validation, dB", "test, dB", "CPU ms a step"], rows)
+    mine, peer = (_best({name: found[name] for name in names if name in found}) for names in (OURS, THEIRS))
+    if mine and peer:
+        gains = [one["psnr"] - other["psnr"] for one, other in zip(found[mine], found[peer], strict=True)]
         each = ", ".join(f"{gain:+.2f}" for gain in gains)
-        text += f"\n\nema over {best}, the best of MONAI's: {gains.mean():+.2f} dB (each seed: {each})"
+        text += f"\n\n{mine} over {peer}, each the best by validation: {np.mean(gains):+.2f} dB (each seed: {each})"
     return text
+
+
+def _best(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str | None:
+    return max(found, key=lambda name: float(np.mean([one["validation"] for one in found[name]])), default=None)
 
 
 def main() -> None:
@@ -214,7 +227,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--features", type=int, nargs="+", default=[16, 32])
-    parser.add_argument("--only", nargs="+", default=["ema", *THEIRS, *LEVELS, NOTHING])
+    parser.add_argument("--only", nargs="+", default=[*OURS, *THEIRS, *LEVELS, NOTHING])
     parser.add_argument("--json", type=Path, help="also append each training's numbers here, a line each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
