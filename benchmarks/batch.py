@@ -1,25 +1,30 @@
-"""Does a batch keep up with its model, stay small, resume at once, and survive being killed?
+"""Does a batch keep up with its model, stay small, resume at once, survive being killed, and grow with machines?
 
 throughput: PNG tiles of 128 px through a U-Net. Rates of one process for decoding alone and for the forward pass alone
 (the tiles through the same back end; and, to say what larger batches would give on this machine, 4, 16 and 64 at once),
-then `medae batch run` with one and with two workers, from the first outcome to the last; which stage binds.
+of two such processes at the same time, then `medae batch run` with one and with two workers, from the first outcome to
+the last; which stage binds.
 memory: peak of all processes together (proportional set size) at 2,000 and at 200,000 cases of a nearly free model;
 then how long the finished batch takes to say so. plan: a list of 1,000,000 cases. kills: SIGKILL to a random process of
 the batch (parent or worker) at random moments, again and again, until so many have hit; the results must be those of a
-run that nobody disturbed.
+run that nobody disturbed. ray: a cluster of two nodes of one core against the local engine with one worker.
 
-    python -m benchmarks.batch throughput|memory|plan|kills [--scale 1.0]
+What is measured is a line in results.jsonl as soon as it is; with --work, a second call goes on where the first ended.
+
+    python -m benchmarks.batch throughput|memory|plan|kills|ray [--scale 1.0] [--work FOLDER]
 """
 
 import argparse
-import random
+import json
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +38,44 @@ from medae.batch import results
 from medae.batch.folder import Folder
 from medae.batch.manifest import Item, Listing
 from medae.batch.plan import write_plan
-from medae.batch.run import RESERVE, run
+from medae.batch.run import run
 from medae.batch.settings import BatchSettings
 from medae.batch.work import Outcome, decode
 from medae.data.samples import stained_tissue
 from medae.image import Image
 from medae.io.answer import Label
-from medae.networks import UNetSettings
+from medae.networks import DnCNNSettings, UNetSettings
+from medae.package import load
 from medae.predictor import prepare
-from medae.tasks import Segmentation
+from medae.tasks import Restoration, Segmentation
 
 SIDE = 128
 SEED = 0
+BATCH = [sys.executable, "-m", "medae", "batch", "run"]
+
+
+class Book:
+    """What was measured, a line each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "results.jsonl"
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def once(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What an earlier call has measured, or what `measure` finds now."""
+        found = next((line for line in self.lines if line["name"] == name), None)
+        if found is None:
+            found = {"name": name, **measure()}
+            self.lines.append(found)
+            with self._path.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+        print(", ".join(f"{key} {_short(value)}" for key, value in found.items()), flush=True)
+        return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class Clock:
@@ -52,7 +83,6 @@ class Clock:
 
     def __init__(self) -> None:
         self.times: list[float] = []
-        self.begun = 0.0
 
     def begin(self, total: int, before: int) -> None:
         self.begun = time.perf_counter()
@@ -69,60 +99,60 @@ class Clock:
 def package(folder: Path, features: Sequence[int], channels: int = 3) -> Path:
     task = Segmentation(kind="segmentation", labels=(Label(name="nucleus", colour=(255, 0, 0)),))
     strides = (2,) * (len(features) - 1)
-    untrained(task, UNetSettings(kind="unet", features=tuple(features), strides=strides), channels).save(folder)
+    if not folder.exists():
+        untrained(task, UNetSettings(kind="unet", features=tuple(features), strides=strides), channels).save(folder)
     return folder
 
 
 def tiles(folder: Path, count: int, side: int = SIDE) -> Path:
     """PNG tiles cut at random places of stained tissue."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(SEED)
     pixels = np.moveaxis(stained_tissue().pixels[:, 0], 0, -1)
     for number in range(count):
         row, column = (int(rng.integers(0, length - side)) for length in pixels.shape[:2])
-        tile = pixels[row : row + side, column : column + side]
-        Pillow.fromarray(tile).save(folder / f"t{number:06d}.png", compress_level=1)
+        path = folder / f"t{number:06d}.png"
+        if not path.exists():
+            Pillow.fromarray(pixels[row : row + side, column : column + side]).save(path, compress_level=1)
     return folder
 
 
-def throughput(folder: Path, scale: float) -> None:
+def throughput(folder: Path, scale: float, book: Book) -> None:
     count = int(20_000 * scale)
     model, source = package(folder / "model", (16, 32, 64, 128)), tiles(folder / "in", count)
     paths = sorted(source.iterdir())[:300]
-    decoding = _rate(lambda: [decode(Item(path.stem, (path,))) for path in paths], len(paths))
-    print(f"decode alone: {decoding:.0f} tiles/s")
     keep_heap()
-    forward = forward_rates(model, paths[:150])
-    rows = []
-    for workers in (1, 2):
-        settings = BatchSettings(
-            packages=(str(model),), inputs=(str(source),), out=folder / f"out{workers}", workers=workers
-        )
-        clock, start = Clock(), time.perf_counter()
-        run(settings, clock)
-        wall = time.perf_counter() - start
-        ratio = clock.rate / forward[1]
-        rows.append((workers, f"{clock.rate:.1f}", f"{count / wall:.1f}", ratio, clock.rate / (workers * forward[1])))
-        print(rows[-1], flush=True)
-    again = forward_rates(model, paths[:150])
-    print(f"forward before and after: {forward[1]:.1f}, {again[1]:.1f} tiles/s")
-    print(table(("workers", "tiles/s", "with start and table", "/ forward", "/ (workers x forward)"), rows))
+    book.once("decode", lambda: {"rate": _rate(lambda: [decode(Item(p.stem, (p,))) for p in paths], len(paths))})
+    alone = book.once("forward", lambda: forward_rates(model, paths[:100]))["1"]
+    both = book.once("two forwards at once", lambda: {"rate": _two_forwards(model, paths[:100])})["rate"]
+    for workers, cases in ((2, source), (1, tiles(folder / "few", count // 5))):
+        out = folder / f"out{workers}"
+
+        def measure(cases: Path = cases, out: Path = out, workers: int = workers) -> dict[str, Any]:
+            settings = BatchSettings(packages=(str(model),), inputs=(str(cases),), out=out, workers=workers)
+            clock, start = Clock(), time.perf_counter()
+            run(settings, clock)
+            return {"cases": len(clock.times), "rate": clock.rate, "whole": time.perf_counter() - start}
+
+        rate = book.once(f"{workers} workers", measure)["rate"]
+        most = both if workers == 2 else alone
+        print(f"{workers} workers / one forward {rate / alone:.3f}, / {workers} at once {rate / most:.3f}")
     print(stages(folder / "out2"))
 
 
-def forward_rates(model: Path, paths: Sequence[Path]) -> dict[int, float]:
+def _ready(model: Path, paths: Sequence[Path]) -> tuple[TorchBackend, Any]:
+    made = load(model)
+    images = [decode(Item(path.stem, (path,))).image for path in paths]
+    ready = [prepare(made.card, image).image.pixels[:, 0][None] for image in images if isinstance(image, Image)]
+    return TorchBackend.from_package(made, "cpu"), np.concatenate(ready)
+
+
+def forward_rates(model: Path, paths: Sequence[Path]) -> dict[str, float]:
     """Tiles a second of the network alone, by batch; 1 is what the back end does on a CPU."""
     import torch
 
-    from medae.package import load
-
-    package = load(model)
-    backend = TorchBackend.from_package(package, "cpu")
-    images = [decode(Item(path.stem, (path,))).image for path in paths]
-    ready = np.concatenate(
-        [prepare(package.card, image).image.pixels[:, 0][None] for image in images if isinstance(image, Image)]
-    )
-    rates = {1: _rate(lambda: [backend.run(tile[None]) for tile in ready], len(ready))}
+    backend, ready = _ready(model, paths)
+    rates = {"1": _rate(lambda: [backend.run(tile[None]) for tile in ready], len(ready))}
     torch.set_num_threads(1)
     for batch in (4, 16, 64):
         pieces = [torch.from_numpy(ready[at : at + batch]) for at in range(0, len(ready), batch)]
@@ -132,9 +162,29 @@ def forward_rates(model: Path, paths: Sequence[Path]) -> dict[int, float]:
                 for piece in pieces:
                     backend._network(piece)
 
-        rates[batch] = _rate(forward, len(ready))
-    print("forward alone:", {batch: round(rate, 1) for batch, rate in rates.items()}, "tiles/s by batch", flush=True)
+        rates[str(batch)] = _rate(forward, len(ready))
     return rates
+
+
+def _two_forwards(model: Path, paths: Sequence[Path]) -> float:
+    """Tiles a second of two processes together, as the cores share caches and memory."""
+    at = time.time() + 10
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        return sum(pool.map(forward_from, [(model, paths, at)] * 2))
+
+
+def forward_from(given: tuple[Path, Sequence[Path], float]) -> float:
+    """Of one process, in 8 s from a moment on."""
+    model, paths, at = given
+    keep_heap()
+    backend, ready = _ready(model, paths)
+    while time.time() < at:
+        backend.run(ready[:1])
+    done, start = 0, time.perf_counter()
+    while (took := time.perf_counter() - start) < 8:
+        backend.run(ready[done % len(ready)][None])
+        done += 1
+    return done / took
 
 
 def _rate(call: Callable[[], Any], count: int) -> float:
@@ -153,36 +203,24 @@ def stages(out: Path) -> str:
     return table(("stage", "ms a tile"), [(name.removeprefix("seconds_"), 1000 * rows[name].mean()) for name in names])
 
 
-def memory(folder: Path, scale: float) -> None:
-    model, source = package(folder / "model", (2, 4)), tiles(folder / "in", 100, side=16)
+def memory(folder: Path, scale: float, book: Book) -> None:
+    model, source = folder / "model", tiles(folder / "in", 100, side=16)
+    if not model.exists():
+        untrained(Restoration(), DnCNNSettings(depth=2, features=2), 3).save(model)
     peaks = {}
-    for count in (2_000, int(200_000 * scale)):
+    for count in (2_000, int(100_000 * scale), int(200_000 * scale)):
         cases = folder / f"{count}.csv"
         cases.write_text("id,path\n" + "".join(f"c{n:07d},{source}/t{n % 100:06d}.png\n" for n in range(count)))
-        command = [
-            sys.executable,
-            "-m",
-            "medae",
-            "batch",
-            "run",
-            str(model),
-            str(cases),
-            "--out",
-            str(folder / f"o{count}"),
-        ]
-        start = time.perf_counter()
-        peaks[count] = peak([*command, "--output", "table", "--workers", "2"])
-        wall = time.perf_counter() - start
-        print(f"{count} cases: peak {peaks[count] / 2**20:.0f} MiB, {count / wall:.0f} cases/s", flush=True)
-        start = time.perf_counter()
-        subprocess.run([*command, "--output", "table"], check=True, stderr=subprocess.DEVNULL)
-        print(f"{count} cases, finished before: said in {time.perf_counter() - start:.1f} s", flush=True)
-    small, large = peaks.values()
-    print(f"peak at {int(200_000 * scale)} / at 2000: {large / small:.3f}")
+        command = [*BATCH, str(model), str(cases), "--out", str(folder / f"o{count}"), "--output", "table"]
+        found = book.once(f"{count} cases", lambda command=command: peak([*command, "--workers", "2"]))  # type: ignore[misc]
+        peaks[count] = found["peak_mib"]
+        book.once(f"{count} cases, finished before", lambda command=command: peak(command))  # type: ignore[misc]
+    print(f"peak at {max(peaks)} / at 2000: {peaks[max(peaks)] / peaks[2_000]:.3f}")
 
 
-def peak(command: Sequence[str]) -> int:
-    """The most bytes that a command and its children hold together; shared pages count once."""
+def peak(command: Sequence[str]) -> dict[str, float]:
+    """The most that a command and its children hold together (shared pages count once), its time, and their CPU."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = psutil.Popen(command, stderr=subprocess.DEVNULL)
     most = 0
     while process.poll() is None:
@@ -193,88 +231,57 @@ def peak(command: Sequence[str]) -> int:
             except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
                 continue
         most = max(most, total)
-        time.sleep(0.25)
+        time.sleep(0.5)
     if process.returncode:
         raise SystemExit(f"the batch ended with {process.returncode}")
-    return most
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
+    return {"peak_mib": most / 2**20, "seconds": time.perf_counter() - start, "cpu": cpu}
 
 
-def plan(folder: Path, scale: float) -> None:
+def plan(folder: Path, scale: float, book: Book) -> None:
     count = int(1_000_000 * scale)
     cases = folder / "cases.csv"
     with cases.open("w") as file:
         file.write("id,path,patient\n")
         file.writelines(f"case-{n:07d},/archive/site-{n % 17}/scan-{n:07d}.dcm,p{n // 5}\n" for n in range(count))
-    start = time.perf_counter()
-    made = write_plan(Listing([str(cases)]), folder / "plan.parquet")
-    seconds = time.perf_counter() - start
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    size = made.path.stat().st_size >> 20
-    print(f"{made.count} rows planned in {seconds:.1f} s, peak {held:.0f} MiB of the process, {size} MiB on disk")
+
+    def measure() -> dict[str, Any]:
+        start, cpu = time.perf_counter(), time.process_time()
+        made = write_plan(Listing([str(cases)]), folder / "plan.parquet")
+        return {
+            "rows": made.count,
+            "seconds": time.perf_counter() - start,
+            "cpu": time.process_time() - cpu,
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+            "on_disk_mib": made.path.stat().st_size / 2**20,
+        }
+
+    book.once("plan", measure)
 
 
-def kills(folder: Path, scale: float) -> None:
-    hits, count = int(50 * scale), 1500
-    model, source = package(folder / "model", (4, 8, 16)), tiles(folder / "in", count)
-    (source / "t000007.png").write_bytes(b"no picture")
-    command = [sys.executable, "-m", "medae", "batch", "run", str(model), str(source), "--workers", "2"]
-    subprocess.run([*command, "--out", str(folder / "whole")], stderr=subprocess.DEVNULL, check=False)
-    rng, rounds, hit, lost, at_most = random.Random(SEED), 0, {"parent": 0, "worker": 0}, [], 256
-    while sum(hit.values()) < hits:
-        rounds += 1
-        out = folder / f"killed{rounds}"
-        while not disturbed(command, out, rng, hit, lost, hits):
-            pass
-        same = everything(out) == everything(folder / "whole")
-        print(f"round {rounds}: {hit}, the same: {same}", flush=True)
-        if not same:
-            raise SystemExit("results differ")
-    print(f"{hit} killed in {rounds} batches of {count} cases")
-    print(f"answers lost a kill: {max(lost)} at most, {np.mean(lost):.1f} on average; {at_most} are allowed")
-
-
-def disturbed(
-    command: Sequence[str], out: Path, rng: random.Random, hit: dict[str, int], lost: list[int], hits: int
-) -> bool:
-    """One run that is hit at random moments; whether it came to its end. lost: answers that were not committed."""
-    process = psutil.Popen([*command, "--out", str(out)], stderr=subprocess.DEVNULL)
-    struck = 0
-    while process.poll() is None:
-        time.sleep(rng.uniform(0.3, 4.0))
-        if sum(hit.values()) >= hits:
-            process.wait()
-            break
-        try:
-            children = process.children()
-            victim = rng.choice([process, *children])
-            victim.send_signal(signal.SIGKILL)
-        except (psutil.NoSuchProcess, IndexError):
-            continue
-        hit["parent" if victim.pid == process.pid else "worker"] += 1
-        struck += 1
-        if victim.pid == process.pid:
-            process.wait()
-            psutil.wait_procs(children, timeout=30)
-            left = [path for path in (out / ".batch" / "staging").glob("*/*") if path.name != RESERVE]
-            lost.append(-(-len(left) // max(struck, 1)))
-            return False
-    return process.wait() in (0, 3)
-
-
-def everything(out: Path) -> tuple[Any, dict[str, bytes]]:
-    rows = results.read(Folder(out)).to_table().to_pylist()
-    rows = [{name: value for name, value in row.items() if not name.startswith("seconds_")} for row in rows]
-    return rows, {path.name: path.read_bytes() for path in sorted((out / "answers").rglob("*.png"))}
+@contextmanager
+def kept(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def main() -> None:
+    from benchmarks.batch_kills import kills
+    from benchmarks.batch_ray import ray
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    questions = {"throughput": throughput, "memory": memory, "plan": plan, "kills": kills}
+    questions = {"throughput": throughput, "memory": memory, "plan": plan, "kills": kills, "ray": ray}
     parser.add_argument("question", choices=questions)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of cases")
+    parser.add_argument("--work", type=Path, help="a folder to keep, and to go on in")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        questions[arguments.question](Path(folder), arguments.scale)
+    with kept(arguments.work) as folder:
+        questions[arguments.question](folder, arguments.scale, Book(folder))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -15,6 +14,7 @@ from rich.markup import escape
 
 from medae import __version__
 from medae.io.guard import DEFAULT_LIMITS
+from medae.machine import cores
 
 DEPENDENCIES = (
     *("torch", "monai", "lightning-fabric", "numpy", "pydicom", "python-gdcm", "pyjpegls", "pylibjpeg-openjpeg"),
@@ -39,7 +39,7 @@ def examine() -> dict[str, Any]:
         "system": platform.platform(),
         "versions": versions,
         "device": _device() if versions["torch"] else None,
-        "cores": _cores(),
+        "cores": cores(),
         "memory_gib": _memory_gib(),
         "disk_free_gib": {"here": _free_gib(Path.cwd()), "temporary": _free_gib(Path(tempfile.gettempdir()))},
         "programs": {name: shutil.which(name) for name in PROGRAMS},
@@ -85,13 +85,6 @@ def _device() -> str:
         return "cpu"
     found = torch.cuda.get_device_properties(0)
     return f"cuda: {torch.cuda.device_count()} x {found.name}, {found.total_memory / GIB:.0f} GiB each"
-
-
-def _cores() -> int:
-    """Cores that this process may use, which a container or a batch system can hold below the machine's."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_gib() -> float:

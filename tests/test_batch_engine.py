@@ -19,13 +19,13 @@ import pytest
 from numpy.typing import NDArray
 
 from medae import io
-from medae.batch import device, local
+from medae.batch import crew, device, local
 from medae.batch.device import Asked, RemoteBackend, answers
 from medae.batch.memory import CASE_BYTES, OWN_BYTES, Grant, shared_out
 from medae.batch.run import run
 from medae.batch.settings import BatchSettings
 from medae.batch.work import Outcome
-from medae.errors import InputError, LimitExceeded, UsageError
+from medae.errors import InputError, LimitExceeded, MedaeError, UsageError
 from medae.image import Image
 from tests.batch_parts import Seen, everything, segmenter, table
 
@@ -77,6 +77,27 @@ def test_workers_answer_as_one_process_does_and_one_that_is_killed_is_replaced(
     assert sorted(seen.ids) == sorted(row["id"] for row in table(whole)), "each case once"
     assert everything(tmp_path) == everything(whole)
     assert not running("medae.batch.lane")
+
+
+@pytest.mark.parametrize("times", [2, crew.CHANCES])
+def test_a_worker_that_is_killed_while_it_starts_is_started_again(
+    package: Path, pictures: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    popen, begun = subprocess.Popen, []
+
+    def started(*given: Any, **named: Any) -> Any:
+        begun.append(popen(*given, **named))
+        if len(begun) <= times:
+            begun[-1].kill()
+        return begun[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    if times == crew.CHANCES:
+        with pytest.raises(MedaeError, match="ended while it started, 3 times"):
+            run(settings(package, pictures, tmp_path, workers=1), Seen())
+    else:
+        run(settings(package, pictures, tmp_path, workers=1), Seen())
+        assert everything(tmp_path) == everything(whole)
 
 
 def test_a_case_that_breaks_its_process_is_given_up_and_the_others_are_not(

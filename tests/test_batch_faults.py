@@ -1,4 +1,4 @@
-"""One case in a hundred is bad, in twelve ways: exactly these fail, each with its reason, and the rest is untouched."""
+"""Some cases are bad, in twelve ways: exactly these fail, each with its reason, and the rest is untouched."""
 
 import struct
 import zipfile
@@ -12,11 +12,12 @@ import tifffile
 from PIL import Image as Pillow
 from pydicom.data import get_testdata_file
 
+from medae.batch import results
 from medae.batch.run import run
 from medae.batch.settings import BatchSettings
 from tests.batch_parts import Seen, everything, segmenter
 
-COUNT = 1200
+PICTURES = 50
 
 
 def png_with(head: bytes, good: bytes) -> bytes:
@@ -76,48 +77,53 @@ BAD: dict[str, tuple[Callable[[bytes, Path], bytes | None], str, str]] = {
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, pictures, a list of them, and the results when all are good."""
+    """A model, pictures, and what it answers when all of them are good."""
     folder = tmp_path_factory.mktemp("clean")
     segmenter().save(folder / "package")
     rng = np.random.default_rng(11)
-    for number in range(50):
+    for number in range(PICTURES):
         Pillow.fromarray(rng.integers(0, 255, (20, 20), np.uint8)).save(folder / f"p{number}.png")
-    rows = "".join(f"c{number:04d},{folder}/p{number % 50}.png\n" for number in range(COUNT))
-    (folder / "cases.csv").write_text("id,path\n" + rows)
-    run(settings(folder, folder / "cases.csv", folder / "out"), Seen())
+    answer(folder, cases(folder, PICTURES), folder)
     return folder
 
 
-def settings(folder: Path, cases: Path, out: Path) -> BatchSettings:
-    return BatchSettings(
-        packages=(str(folder / "package"),),
-        inputs=(str(cases),),
-        out=out,
+def cases(folder: Path, count: int) -> list[str]:
+    """Lines of a list; a picture is many cases."""
+    return [f"c{number:04d},{folder}/p{number % PICTURES}.png" for number in range(count)]
+
+
+def answer(clean: Path, lines: list[str], folder: Path) -> results.Counts:
+    (folder / "cases.csv").write_text("\n".join(["id,path", *lines]) + "\n")
+    settings = BatchSettings(
+        packages=(str(clean / "package"),),
+        inputs=(str(folder / "cases.csv"),),
+        out=folder / "out",
         workers=0,
         device="cpu",
-        output="default",
         report=False,
     )
+    return run(settings, Seen())
 
 
-def test_exactly_the_bad_cases_fail_and_each_says_why(clean: Path, tmp_path: Path) -> None:
-    lines = (clean / "cases.csv").read_text().splitlines()
-    rng = np.random.default_rng(0)
-    places = dict(zip(BAD, rng.choice(COUNT, len(BAD), replace=False).tolist(), strict=True))
+@pytest.mark.parametrize("count", [120, pytest.param(1200, marks=pytest.mark.slow)])
+def test_exactly_the_bad_cases_fail_and_each_says_why(clean: Path, tmp_path: Path, count: int) -> None:
+    lines = cases(clean, count)
+    places = dict(zip(BAD, np.random.default_rng(0).choice(count, len(BAD), replace=False).tolist(), strict=True))
     good = (clean / "p0.png").read_bytes()
     for number, (name, place) in enumerate(places.items()):
         path = tmp_path / f"bad{number}.png"
         if (data := BAD[name][0](good, path)) is not None:
             path.write_bytes(data)
-        lines[1 + place] = f"c{place:04d},{path}"
-    (tmp_path / "cases.csv").write_text("\n".join(lines) + "\n")
-    counts = run(settings(clean, tmp_path / "cases.csv", tmp_path / "out"), Seen())
-    assert (counts.done, counts.failed, counts.fault) == (COUNT - len(BAD), len(BAD), 0)
+        lines[place] = f"c{place:04d},{path}"
+    counts = answer(clean, lines, tmp_path)
+    assert (counts.done, counts.failed, counts.fault) == (count - len(BAD), len(BAD), 0)
     (rows, files), (clean_rows, clean_files) = everything(tmp_path / "out"), everything(clean / "out")
     for name, place in places.items():
         _, code, said = BAD[name]
         assert rows[place]["status"] == "failed" and code in rows[place]["code"], name
         assert said in rows[place]["reason"], (name, rows[place]["reason"])
-        rows[place] = clean_rows[place]
-        del clean_files[f"answers/c{place:04d}_labels.png"]
-    assert rows == clean_rows and files == clean_files
+    for number in set(range(count)) - set(places.values()):
+        twin, output = clean_rows[number % PICTURES], f"answers/c{number:04d}_labels.png"
+        assert rows[number] == twin | {"id": f"c{number:04d}", "outputs": [output]}
+        assert files.pop(output) == clean_files[twin["outputs"][0]]
+    assert not files

@@ -17,7 +17,11 @@ from medae.errors import UsageError
 from medae.image import Image
 from tests.batch_parts import Seen, everything, segmenter, table
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+]
 
 COUNT = 200
 
@@ -49,21 +53,36 @@ def settings(inputs: Path, out: Path, **given: Any) -> BatchSettings:
     return BatchSettings(packages=(str(inputs / "package"),), inputs=(str(inputs / "in"),), out=out, **fixed | given)
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
     """Two nodes of one core each; this process is no part of it."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join(path for path in sys.path if path)
-    )  # the nodes' workers inherit it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # the nodes' workers inherit it
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        made = started()
+        yield made
+        made.shutdown()
+
+
+def started() -> Any:
+    """On a machine with much to do a node may miss the time that Ray gives it to start: then all again."""
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=node)
-    made.add_node(**{name: value for name, value in node.items() if name != "include_dashboard"})
-    made.wait_for_nodes()
-    yield made
-    made.shutdown()
+    slow = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 10}
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False, "include_log_monitor": False}
+    for attempt in range(3):
+        made = Cluster()
+        try:
+            made.add_node(**node, _system_config=slow)
+            made.add_node(**node)
+        except Exception:  # Ray raises no other for this
+            made.shutdown()
+            if attempt == 2:
+                raise
+        else:
+            return made
+    return None
 
 
 def test_a_cluster_answers_as_one_process_does(inputs: Path, whole: Path, tmp_path: Path, cluster: Any) -> None:

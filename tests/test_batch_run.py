@@ -232,6 +232,24 @@ def test_shards_make_one_batch(ask: Ask, tmp_path: Path) -> None:
     assert not seen.ids, "a merged folder is a batch like any other"
 
 
+def test_the_table_is_written_by_the_shard_that_ends_the_batch_and_not_again(ask: Ask, tmp_path: Path) -> None:
+    run(ask("whole"), Seen())
+    out = tmp_path / "out"
+    rows = []
+    for number in (1, 0, 2):
+        run(ask(shard=f"{number}/3"), Seen())
+        rows.append(len(table(out)))
+    assert rows[0] == rows[1] < rows[2] == COUNT, "the first is alone, the last has all"
+    written = {path: path.stat().st_ino for path in (out / "report.html", *out.glob("results.parquet/*/*"))}
+    for shard in ("1/3", None):
+        run(ask(shard=shard), Seen())
+    assert {path: path.stat().st_ino for path in written} == written
+    assert everything(out) == everything(tmp_path / "whole")
+    (out / "results.parquet").rename(tmp_path / "gone")
+    assert export_csv(out, tmp_path / "x.csv") == COUNT
+    assert everything(out) == everything(tmp_path / "whole")
+
+
 def test_only_what_fits_is_merged(ask: Ask, pictures: Path, tmp_path: Path) -> None:
     run(ask("a"), Seen())
     run(ask("b", models=("other",)), Seen())
@@ -378,8 +396,7 @@ def test_the_state_and_the_csv_say_what_the_table_says(ask: Ask, pictures: Path,
     found = state(tmp_path / "out")
     assert (found["done"], found["failed"], found["left"], found["running"]) == (6, 1, 2, False)
     assert found["failures"][0]["id"] == "p5" and "empty" in found["failures"][0]["reason"]
-    with pytest.raises(UsageError, match="no table"):
-        export_csv(tmp_path / "out", tmp_path / "x.csv")
+    assert export_csv(tmp_path / "out", tmp_path / "x.csv") == 7, "of a batch that was stopped, what is done"
     run(ask(), Seen())
     assert export_csv(tmp_path / "out", tmp_path / "x.csv") == COUNT
     lines = (tmp_path / "x.csv").read_text().splitlines()

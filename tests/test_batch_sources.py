@@ -7,19 +7,26 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from medae import io
+from medae.batch import remote
 from medae.batch.archives import read_member
 from medae.batch.manifest import list_items
 from medae.batch.remote import read_url, require_allowed
+from medae.batch.results import Counts
+from medae.batch.run import run
+from medae.batch.settings import BatchSettings
 from medae.batch.sources import File, Member, Url, fetch, from_bytes, to_bytes
 from medae.errors import LimitExceeded, UnreadableImage, UsageError
 from medae.io import DEFAULT_LIMITS
-from tests.batch_parts import write_pictures, write_series
+from tests.batch_parts import Seen, everything, segmenter, write_pictures, write_series
 
 
 @pytest.fixture
@@ -36,12 +43,12 @@ def pack(folder: Path, archive: Path) -> Path:
             for path in sorted(folder.rglob("*")):
                 table.write(path, path.relative_to(folder))
     else:
-        with tarfile.open(archive, "w") as table:
+        with tarfile.open(archive, "w:gz" if archive.suffix in (".gz", ".tgz") else "w") as table:
             table.add(folder, ".")
     return archive
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tgz"])
 def test_an_archive_holds_what_its_folder_held(folder: Path, tmp_path: Path, kind: str) -> None:
     packed = list_items([str(pack(folder, tmp_path / f"a.{kind}"))])
     plain = list_items([str(folder)])
@@ -100,10 +107,42 @@ def test_damaged_archives_are_named(folder: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UsageError):
             list_items([str(tmp_path / name)])
-    with tarfile.open(tmp_path / "e.tar", "w:gz") as tar:
+    with tarfile.open(tmp_path / "e.tar", "w:xz") as tar:
         tar.add(folder / "a.png", "a.png")
-    with pytest.raises(UsageError, match="compressed as a whole"):
+    with pytest.raises(UsageError, match="another tool than gzip"):
         list_items([str(tmp_path / "e.tar")])
+    whole = pack(folder, tmp_path / "f.tar.gz").read_bytes()
+    for length in (100, len(whole) // 2):
+        (tmp_path / "g.tar.gz").write_bytes(whole[:length])
+        with pytest.raises(UsageError, match=r"is it whole|is damaged"):
+            list_items([str(tmp_path / "g.tar.gz")])
+
+
+def test_files_of_a_packed_tar_are_read_in_any_order(folder: Path, tmp_path: Path) -> None:
+    items = list_items([str(pack(folder, tmp_path / "a.tar.gz"))]).items
+    for item in (*items, *reversed(items)):
+        assert fetch(item.files, DEFAULT_LIMITS).fingerprint == fetch(item.files, DEFAULT_LIMITS).fingerprint
+    read = [fetch((file,), DEFAULT_LIMITS).sources for item in items for file in item.files]
+    back = [fetch((file,), DEFAULT_LIMITS).sources for item in reversed(items) for file in reversed(item.files)]
+    assert read == back[::-1]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_takes_no_more_than_is_plausible(tmp_path: Path, mode: Any) -> None:
+    """A file, or one of the headers that tarfile reads at once, that declares more than came."""
+    for kind, said in ((tarfile.REGTYPE, "unpacks to|is damaged"), (tarfile.XHDTYPE, "impossible length")):
+        with tarfile.open(tmp_path / "a.tar", mode, format=tarfile.GNU_FORMAT) as tar:
+            forged = tarfile.TarInfo("a.png")
+            forged.type, forged.size = kind, 1 << 36
+            tar.addfile(forged)
+        with pytest.raises(UsageError, match=said):
+            list_items([str(tmp_path / "a.tar")])
+    with tarfile.open(tmp_path / "zeros.tar.gz", "w:gz") as tar:
+        zeros = tarfile.TarInfo("a.png")
+        zeros.size = DEFAULT_LIMITS.inflate_freely + 1
+        tar.addfile(zeros, bytes_io.BytesIO(bytes(zeros.size)))
+    with pytest.raises(UsageError, match="over 100 for each that came"):
+        list_items([str(tmp_path / "zeros.tar.gz")])
 
 
 ALLOWED = [
@@ -162,6 +201,52 @@ def test_urls_are_listed_and_read(folder: Path) -> None:
         read_url("memory://study/gone.png", DEFAULT_LIMITS, allow)
     with pytest.raises(LimitExceeded):
         read_url("memory://study/a.png", DEFAULT_LIMITS.model_copy(update={"bytes": 10}), allow)
+
+
+class Buckets(MemoryFileSystem):
+    """Objects in buckets, by the names that s3fs gives them; in this process."""
+
+    protocol = ("s3",)
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("s3://").strip("/")
+
+    def unstrip_protocol(self, name: str) -> str:
+        return f"s3://{name.lstrip('/')}"
+
+
+def test_a_bucket_is_answered_as_the_folder_that_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given as a folder, a pattern, and rows of a list; one that changes is noticed where digests are asked."""
+    folder = write_pictures(tmp_path / "in")
+    monkeypatch.setitem(_registry, "s3", Buckets)
+    remote._file_system.cache_clear()
+    store = fsspec.filesystem("s3")
+    names = [path.name for path in sorted(folder.glob("*.png"))]
+    for name in names:
+        store.pipe(f"s3://bucket/study/{name}", (folder / name).read_bytes())
+    store.pipe("s3://bucket/other/x.png", b"no picture")
+    segmenter().save(tmp_path / "model")
+    (tmp_path / "cases.csv").write_text("path\n" + "".join(f"s3://bucket/study/{name}\n" for name in names))
+
+    def answer(source: str, out: str, **given: Any) -> Counts:
+        settings = {"packages": [str(tmp_path / "model")], "inputs": [source], "out": tmp_path / out, "workers": 0}
+        return run(BatchSettings.model_validate(settings | {"device": "cpu", "report": False} | given), Seen())
+
+    answer(str(folder), "whole")
+    allow = ["s3://bucket/study/"]
+    for out, source in {"a": allow[0], "b": "s3://bucket/study/*.png", "c": str(tmp_path / "cases.csv")}.items():
+        answer(source, out, allow=allow)
+        assert everything(tmp_path / out) == everything(tmp_path / "whole")
+    with pytest.raises(UsageError, match="not allowed"):
+        answer("s3://bucket/other/", "d", allow=allow)
+    assert answer(str(tmp_path / "cases.csv"), "e").failed == len(names), "rows that are not allowed fail alone"
+    store.pipe(f"s3://bucket/study/{names[0]}", (folder / names[1]).read_bytes())
+    with pytest.raises(UsageError, match="1 inputs that were answered have changed"):
+        answer(allow[0], "a", allow=allow, verify=True)
+    remote._file_system.cache_clear()
 
 
 @pytest.fixture

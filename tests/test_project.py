@@ -26,7 +26,7 @@ PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/
 # From the ground up; a room imports from its own row's room and from rows above it in this list, never from below.
 LAYERS = (
     ("errors",),
-    ("settings", "shipped", "pseudonyms"),
+    ("settings", "shipped", "pseudonyms", "machine"),
     ("image", "verdict"),
     ("resample",),
     ("io",),

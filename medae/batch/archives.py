@@ -4,6 +4,7 @@ Names are used to list and to call answers by, never as places to write to. What
 is read, and no more of it is read than it declared.
 """
 
+import gzip
 import os
 import tarfile
 import tempfile
@@ -13,14 +14,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from medae.batch.manifest import HEAD_BYTES, counts_as_image
 from medae.errors import InputError, LimitExceeded, UnreadableImage, UsageError
 from medae.io import dicom
 from medae.io.archive import entries_of, is_seen, require_inside
-from medae.io.guard import DEFAULT_LIMITS, Limits
+from medae.io.guard import DEFAULT_LIMITS, PLAUSIBLE_RATIO, Limits
 
+_GZIP = b"\x1f\x8b"
+_HEADER_BYTES = 1 << 20
+"""Of one header of a tar, at most: names, times and owners."""
 _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -78,15 +82,23 @@ class _Zip(_Archive):
 
 
 class _Tar(_Archive):
+    """Plain, or packed by gzip as a whole: then what lies before a file is inflated to reach it, so that files are read
+    fast in the archive's own order only."""
+
     def __init__(self, path: Path) -> None:
+        self._stream = _Metered(path)
         try:
-            self._table = tarfile.open(path, "r:")  # noqa: SIM115  # stays open for the reads to come
-        except tarfile.ReadError:
-            raise UsageError(
-                "a tar among the inputs is damaged or compressed as a whole, so that single files cannot be reached; "
-                "pack it again as plain .tar or as .zip"
-            ) from None
-        super().__init__(path, self._table)
+            self._table = tarfile.TarFile(fileobj=self._stream)  # type: ignore[arg-type]  # all that it calls is there
+            super().__init__(path, self._table)
+        except BaseException as error:
+            self._stream.close()
+            if isinstance(error, tarfile.ReadError):
+                raise UsageError(
+                    "a tar among the inputs is damaged or compressed by another tool than gzip; pack it again as "
+                    ".tar, .tar.gz or .zip"
+                ) from None
+            raise
+        self.close = self._stream.close
 
     def _listed(self, path: Path) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
@@ -99,8 +111,55 @@ class _Tar(_Archive):
     def read(self, name: str, size: int) -> bytes:
         packed = self._table.extractfile(name)
         assert packed is not None, "entries are regular files"
-        with packed:
+        with packed, self._stream.giving(size):
             return packed.read(size)
+
+
+class _Metered:
+    """The bytes of a tar: no more in all than what came makes plausible, and no more at once than a header has or than
+    was asked for. tarfile itself would read or inflate whatever a header declares."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        is_packed = self._file.read(2) == _GZIP
+        self._file.seek(0)
+        self._stream: IO[bytes] = gzip.GzipFile(fileobj=self._file) if is_packed else self._file  # type: ignore[assignment]
+        plausible = max(DEFAULT_LIMITS.inflate_freely, PLAUSIBLE_RATIO * os.stat(path).st_size)
+        self._end = plausible if is_packed else None
+        self._most = _HEADER_BYTES
+
+    @contextmanager
+    def giving(self, size: int) -> Iterator[None]:
+        """So many bytes at once."""
+        self._most = max(size, _HEADER_BYTES)
+        try:
+            yield
+        finally:
+            self._most = _HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        if size > self._most:
+            raise UnreadableImage("a tar has a header of an impossible length; it is damaged, pack it again")
+        self._admit(self._stream.tell() + size)
+        return self._stream.read(size)
+
+    def seek(self, at: int) -> int:
+        self._admit(at)
+        return self._stream.seek(at)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def close(self) -> None:
+        self._stream.close()
+        self._file.close()
+
+    def _admit(self, end: int) -> None:
+        if self._end is not None and end > self._end:
+            raise LimitExceeded(
+                f"a packed tar unpacks to {end} bytes or more, which is over {PLAUSIBLE_RATIO} for each that came; "
+                "pack it as plain .tar or as .zip"
+            )
 
 
 def group_members(archive: Path) -> tuple[list[tuple[str, ...]], int]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from typing import Any
 
 from medae.batch.device import Post
 from medae.batch.lane import Order, Ready
@@ -17,7 +16,9 @@ from medae.batch.manifest import Item
 from medae.batch.memory import Grant
 from medae.errors import MedaeError
 
-START_SECONDS = 300
+START_SECONDS = 1800
+CHANCES = 3
+"""How often a process may end while it starts."""
 
 
 @dataclass
@@ -46,19 +47,24 @@ class Child:
         self.process.wait()
 
 
-def greeting(channel: Connection) -> Any:
-    """The first that a process says. Raises what it could not start for."""
+def greeting(channel: Connection) -> Ready | None:
+    """The first that a process says; None of one that ended before. Raises what it could not start for."""
     try:
         if not channel.poll(START_SECONDS):
             raise MedaeError(f"a process did not start within {START_SECONDS} s; this machine has too much to do")
         said = channel.recv()
     except (EOFError, OSError):
-        raise MedaeError(
-            "a process ended while it started (its own message is above); is there too little memory?"
-        ) from None
+        return None
     if isinstance(said, MedaeError):
         raise said
+    assert isinstance(said, Ready), "a process begins with Ready"
     return said
+
+
+def cannot_start() -> MedaeError:
+    return MedaeError(
+        f"a process ended while it started, {CHANCES} times (its own message is above); is there too little memory?"
+    )
 
 
 @dataclass
@@ -72,13 +78,17 @@ class Device:
 
     @classmethod
     def start(cls, post: Post) -> "Device":
-        child = Child.start("medae.batch.device")
-        channel = Connection(os.dup(child.channel.fileno()))
-        with channel:
-            channel.send(replace(post, parent=os.getpid()))
-            said = greeting(channel)
-        assert isinstance(said, Ready), "a device process begins with Ready"
-        return cls(post, child, said.bytes)
+        """Raises what it cannot start for."""
+        for _ in range(CHANCES):
+            child = Child.start("medae.batch.device")
+            with Connection(os.dup(child.channel.fileno())) as channel:
+                with suppress(OSError):
+                    channel.send(replace(post, parent=os.getpid()))
+                said = greeting(channel)
+            if said is not None:
+                return cls(post, child, said.bytes)
+            child.stop()
+        raise cannot_start()
 
     def admit(self, end: socket.socket) -> None:
         """One more worker. Raises OSError where the process is gone."""
@@ -105,18 +115,20 @@ class Worker:
         else:
             ours, theirs = socket.socketpair()
             with ours, theirs:
-                device.admit(ours)
+                with suppress(OSError):  # without a device, a worker ends while it starts
+                    device.admit(ours)
                 order = replace(order, shared=theirs.fileno())
                 child = Child.start("medae.batch.lane", inherit=[theirs.fileno()])
         channel = Connection(os.dup(child.channel.fileno()))
-        channel.send(replace(order, parent=os.getpid()))
+        with suppress(OSError):
+            channel.send(replace(order, parent=os.getpid()))
         return cls(child, channel, device)
 
-    def await_ready(self) -> None:
-        """Raises what it could not start for."""
+    def await_ready(self) -> bool:
+        """False where it has ended. Raises what it could not start for."""
         said = greeting(self.channel)
-        assert isinstance(said, Ready), "a worker begins with Ready"
-        self.bytes = said.bytes
+        self.bytes = 0 if said is None else said.bytes
+        return said is not None
 
     def grant(self, grant: Grant) -> None:
         """It works from now on; one that has ended meanwhile is found when it should answer."""

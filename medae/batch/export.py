@@ -6,17 +6,17 @@ from typing import Any
 
 from medae.batch import results
 from medae.batch.folder import Folder, taken
-from medae.errors import UsageError
+from medae.batch.plan import Plan
+from medae.batch.run import recorded_keys
 
 
 def export_csv(out: Path, target: Path) -> int:
-    """Writes the table of a batch; lists are joined by spaces. Returns the number of rows.
+    """Writes the table of a batch, of all that is done by now; lists are joined by spaces. Returns the number of rows.
 
-    Raises UsageError where there is no table yet, OutputError where the file cannot be written.
+    Raises UsageError where there is no batch, OutputError where the file cannot be written.
     """
     folder = Folder(out.absolute())
-    if not folder.results.is_dir():
-        raise UsageError("there is no table of results in this folder yet; `medae batch run` writes it when it ends")
+    results.finish(folder, Plan.open(folder.plan), list(recorded_keys(out)))
     table = results.read(folder)
     names = ["package", *(name for name in table.schema.names if name != "package")]
     count = 0
@@ -32,4 +32,4 @@ def export_csv(out: Path, target: Path) -> int:
 
 
 def _cell(value: Any) -> Any:
-    return " ".join(value) if isinstance(value, list) else value
+    return " ".join(map(str, value)) if isinstance(value, list) else value

@@ -40,8 +40,17 @@ class Folder:
         return self.own / "staging"
 
     @property
+    def table(self) -> Path:
+        """What the table of results was made of."""
+        return self.own / "table.json"
+
+    @property
     def results(self) -> Path:
         return self.out / "results.parquet"
+
+    @property
+    def report(self) -> Path:
+        return self.out / "report.html"
 
 
 def require_writable(out: Path) -> None:

@@ -34,6 +34,8 @@ class Order:
 
     packages: Mapping[str, Path]
     """The models by what the batch calls them."""
+    embeds: tuple[str, ...]
+    """Those of whose latent a vector is the answer."""
     put: Put
     output: str
     threshold: float | None
@@ -102,14 +104,20 @@ def make_hand(order: Order) -> Hand:
     from medae.package import load
     from medae.predictor import Predictor
 
-    predictors = {}
+    predictors, embedders = {}, {}
     device = None if order.shared is None else Connection(order.shared)
+    if device is None:
+        from medae.backends.torch import keep_heap
+
+        keep_heap()
     for name, folder in order.packages.items():
         package = load(folder)
-        if device is None:
-            from medae.backends.torch import keep_heap
+        if name in order.embeds:
+            from medae.latent import LatentSpace
 
-            keep_heap()
+            # where workers share a device, an encoder stays with the worker, as a gate does
+            embedders[name] = LatentSpace(package, order.device if device is None else "cpu")
+        elif device is None:
             predictors[name] = Predictor(package, device=order.device, limits=order.gate)
         else:
             from medae.batch.device import RemoteBackend
@@ -121,6 +129,7 @@ def make_hand(order: Order) -> Hand:
     return Hand(
         predictors,
         order.put,
+        embedders=embedders,
         output=order.output,
         threshold=order.threshold,
         dicom=order.dicom,

@@ -5,7 +5,6 @@ not reported is done again, one case alone at a time, and only a case that ends 
 """
 
 import logging
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from medae.batch import crew
 from medae.batch.crew import Device, Worker
 from medae.batch.device import Post
 from medae.batch.lane import Order
@@ -81,13 +81,26 @@ class LocalEngine:
             worker.grant(self._grant)
 
     def _hire(self, count: int) -> None:
-        fresh = []
-        for number in range(len(self._workers), count):
+        before = len(self._workers)
+        for number in range(before, count):
             device = self._devices[number % len(self._devices)] if self._devices else None
-            fresh.append(Worker.start(self._order, device))
-            self._workers.append(fresh[-1])
-        for worker in fresh:
-            worker.await_ready()
+            self._workers.append(Worker.start(self._order, device))
+        for number in range(before, count):
+            self._settle(number)
+
+    def _settle(self, number: int) -> Worker:
+        """The worker, once it is ready; one that ends while it starts is started again, a few times."""
+        for attempt in range(crew.CHANCES):
+            worker = self._workers[number]
+            if worker.await_ready():
+                return worker
+            worker.stop()
+            if attempt + 1 < crew.CHANCES:
+                self._start_at(number, worker.device)
+        raise crew.cannot_start()
+
+    def _start_at(self, number: int, device: Device | None) -> None:
+        self._workers[number] = Worker.start(self._order, None if device is None else self._alive(device))
 
     def _hand_out(self, items: Iterator[Item], room: Callable[[], int]) -> bool:
         """Fills the workers' queues, the emptiest first; whether there may be more items."""
@@ -150,11 +163,9 @@ class LocalEngine:
         elif self._deaths > 3 * self._count + 3:
             raise MedaeError("workers end again and again without finishing a case; is there too little memory?")
         self._suspects += worker.open
-        device = None if worker.device is None else self._alive(worker.device)
-        fresh = Worker.start(self._order, device)
-        self._workers[self._workers.index(worker)] = fresh
-        fresh.await_ready()
-        fresh.grant(self._grant)
+        number = self._workers.index(worker)
+        self._start_at(number, worker.device)
+        self._settle(number).grant(self._grant)
 
     def _alive(self, device: Device) -> Device:
         """The process of a device, or a new one where that has ended; its other workers end by themselves then."""
@@ -183,11 +194,6 @@ class Inline:
 
     def run(self, items: Iterator[Item], room: Callable[[], int] = lambda: 1) -> Iterator[tuple[Outcome, ...]]:
         return (self.hand.answer(item, decode(item, allow=self.allow)) for item in items)
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus(device: str) -> list[str]:

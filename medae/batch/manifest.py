@@ -4,8 +4,9 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from medae.batch.sources import File, Member, is_url, to_bytes
 from medae.errors import InputError, UsageError
@@ -22,7 +23,7 @@ IMAGE_SUFFIXES = (
 item with a reason, and is not passed over. Whether a file really is an image, its content decides when it is read."""
 
 LIST_SUFFIXES = (".csv", ".parquet")
-ARCHIVE_SUFFIXES = (".zip", ".tar")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 ALL = "all"
 """Instead of one of several series: each."""
@@ -33,8 +34,7 @@ STEM_BYTES = 200
 """File systems take names of 255 bytes."""
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One image of a batch."""
 
     id: str
@@ -216,7 +216,7 @@ class Listing:
         if self._pseudonyms is None:
             return item
         patient = None if item.patient is None else self._pseudonyms.name(item.patient)
-        return replace(item, id=self._pseudonyms.name(item.id), patient=patient)
+        return item._replace(id=self._pseudonyms.name(item.id), patient=patient)
 
 
 def expand(value: str) -> list[Path]:

@@ -14,7 +14,7 @@ from medae.batch.folder import Folder, require_writable, sync, taken
 from medae.batch.manifest import Item
 from medae.batch.plan import Plan, write_plan
 from medae.batch.run import recorded_keys
-from medae.batch.settings import Shard
+from medae.batch.settings import WHOLE
 from medae.errors import UsageError
 
 
@@ -31,13 +31,13 @@ def merge(folders: Sequence[Path], out: Path) -> results.Counts:
     require_writable(out)
     whole = Folder(out.absolute())
     whole.segments.mkdir(parents=True, exist_ok=True)
-    with taken(), lease.held(whole, Shard(0, 1)):
+    with taken(), lease.held(whole, WHOLE):
         if journal.segments(whole):
             raise UsageError("there is a batch in the output folder already; merge into a new one")
         plan = write_plan(_items(parts), whole.plan)
         _records(parts, list(keys), whole)
         shutil.copyfile(parts[0].settings, whole.settings)
-        return results.finish(whole, plan, list(keys))
+        return results.finish(whole, plan, list(keys)).counts
 
 
 def _items(parts: Sequence[Folder]) -> Iterator[Item]:

@@ -8,6 +8,7 @@ again elsewhere; what Ray gives up (a case that ends its process each time) is d
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,8 @@ BLOCK = 16
 
 DECODING, ANSWERING = 0.25, 0.75
 """Of a core, where there is no GPU: a core then has one actor and one task that decodes for it."""
+
+CONNECT_SECONDS = 10.0
 
 Rows = dict[str, list[bytes]]
 
@@ -125,6 +128,13 @@ def _ray() -> Any:
     return ray
 
 
+def _require_listening(address: str) -> None:
+    """Ray itself tries for minutes. Raises OSError where nobody listens, ValueError for what is no address."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+
+
 def _connect(ray: Any, address: str | None) -> None:
     """Raises UsageError where there is no cluster at the address."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -132,8 +142,9 @@ def _connect(ray: Any, address: str | None) -> None:
         if address is None:
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
+            _require_listening(address)
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"there is no Ray cluster at --ray-address {address} ({type(error).__name__})") from None
     logging.getLogger("ray").setLevel(logging.ERROR)  # of every operator it has plans, to the console
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -45,6 +45,8 @@ def write(folder: Folder, plan: Plan, models: Sequence[Model], settings: BatchSe
 
 def _part(table: Any, plan: Plan, model: Model, settings: BatchSettings) -> ModelPart:
     card = model.package.card
+    if model.embeds:
+        return _embedded(table, model)
     mine = (pc.field("package") == model.name) & (pc.field("status") == "done")
     score = _headline(table, model, mine)
     names = [
@@ -74,6 +76,20 @@ def _part(table: Any, plan: Plan, model: Model, settings: BatchSettings) -> Mode
         gate=Counter(verdict for verdict in rows["gate"].to_pylist() if verdict),
         highest=[shown[at] for at in ends[0].tolist() if at in shown],
         lowest=[shown[at] for at in ends[1].tolist() if at in shown],
+    )
+
+
+def _embedded(table: Any, model: Model) -> ModelPart:
+    mine = (pc.field("package") == model.name) & (pc.field("status") == "done")
+    rows = table.to_table(columns=["id"], filter=mine)
+    widths = table.head(1, columns=["vector"], filter=mine)["vector"].to_pylist()
+    card = model.package.card
+    return ModelPart(
+        name=model.name,
+        version=card.version,
+        digest=model.package.digest,
+        task="embedding",
+        vectors=(len(rows), len(widths[0]) if widths else 0),
     )
 
 

@@ -4,6 +4,8 @@ It is made of the journal, in the order of the plan: the same records give the s
 many interruptions they were made in (but for the seconds that the stages took).
 """
 
+import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -20,15 +22,28 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+import medae
 from medae.batch import journal, lease
 from medae.batch.folder import Folder, taken
-from medae.batch.plan import CHUNK, Plan
+from medae.batch.plan import CHUNK, Plan, parts
+from medae.batch.settings import WHOLE, Shard
 from medae.batch.work import STAGES
 from medae.calibration import benjamini_hochberg
+from medae.io.answer import AnswerFile, write_files
 
 _BEFORE_SCORES = ("id", "patient", "target", "status")
 _AFTER_SCORES = (
-    *("percentile", "p_value", "p_adjusted", "decision", "gate", "gate_percentile", "gate_reasons", "outputs"),
+    *(
+        "percentile",
+        "p_value",
+        "p_adjusted",
+        "decision",
+        "gate",
+        "gate_percentile",
+        "gate_reasons",
+        "vector",
+        "outputs",
+    ),
     *("output_digests", "input_digest", *(f"seconds_{stage}" for stage in STAGES), "code", "reason", "medae", "device"),
 )
 
@@ -77,9 +92,11 @@ class Counts:
         return self.total - self.done - self.failed - self.fault
 
 
-def count(plan: Plan, rows: pa.Table, packages: Sequence[str]) -> Counts:
-    """Of cases: one counts as failed where any model failed on it, as left where any model has not answered."""
+def count(plan: Plan, rows: pa.Table, packages: Sequence[str], shard: Shard = WHOLE) -> Counts:
+    """Of a shard's cases: one counts as failed where any model failed on it, as left where any has not answered."""
     ids = plan.ids()
+    if shard.parts > 1:
+        ids = ids.filter(pa.array(parts(ids, shard)))
     worst = np.zeros(len(ids), np.int64)
     order = ("done", "failed", "fault")
     codes: Counter[str] = Counter()
@@ -93,12 +110,58 @@ def count(plan: Plan, rows: pa.Table, packages: Sequence[str]) -> Counts:
     return Counts(len(ids), each[0], each[1], each[2], codes)
 
 
-def finish(folder: Folder, plan: Plan, packages: Sequence[str]) -> Counts:
-    """Writes the table of what is done by now, and says how it stands. Raises OutputError."""
+class Finished(NamedTuple):
+    """How a batch stands when a run of it has ended."""
+
+    counts: Counts
+    written: bool
+    """Whether the table is another than before."""
+
+
+def finish(folder: Folder, plan: Plan, packages: Sequence[str], shard: Shard = WHOLE) -> Finished:
+    """Brings the table up to date with what is done by now, and says how the batch stands. Raises OutputError.
+
+    Shards that share a folder leave the table to the one that answers the last case: were it written anew at the end
+    of each, a thousand of them would write it a thousand times.
+    """
+    counts = standing(folder, plan, packages)
+    if counts.left and _others_answered(folder, shard):
+        return Finished(counts, False)
+    if _is_current(folder, _made_of(plan, journal.segments(folder), packages)):
+        return Finished(counts, False)
     with taken(), lease.alone(folder):
+        paths = journal.segments(folder)  # those who waited find what others wrote
+        source, counts = _made_of(plan, paths, packages), standing(folder, plan, packages)
+        if _is_current(folder, source):
+            return Finished(counts, False)
         write(folder, plan, packages)
-        rows = journal.read(journal.segments(folder), ["id", "package", "status", "code"])
-        return count(plan, rows, packages)
+        write_files([AnswerFile(folder.table.name, "application/json", source)], folder.own)
+        return Finished(counts, True)
+
+
+def standing(folder: Folder, plan: Plan, packages: Sequence[str], shard: Shard = WHOLE) -> Counts:
+    """How the batch, or a shard of it, stands by its journal."""
+    rows = journal.read(journal.segments(folder), ["id", "package", "status", "code"])
+    return count(plan, rows, packages, shard)
+
+
+def _others_answered(folder: Folder, shard: Shard) -> bool:
+    """Whether there are answers of other shards: some that have a folder of their own have none."""
+    return shard.parts > 1 and not parts(journal.read(journal.segments(folder), ["id"])["id"], shard).all()
+
+
+def _made_of(plan: Plan, paths: Sequence[Path], packages: Sequence[str]) -> bytes:
+    """All that the table follows from; a segment never changes, and its name never comes again."""
+    names = hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()
+    made_of = {"plan": plan.digest, "segments": names, "packages": list(packages), "medae": medae.__version__}
+    return json.dumps(made_of).encode() + b"\n"
+
+
+def _is_current(folder: Folder, source: bytes) -> bool:
+    try:
+        return folder.results.is_dir() and folder.table.read_bytes() == source
+    except OSError:
+        return False
 
 
 def drop_superseded(folder: Folder, plan: Plan, packages: Sequence[str]) -> None:

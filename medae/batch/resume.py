@@ -1,7 +1,7 @@
 """What is left to do: the plan less the journal, and whether what was done still stands."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +43,7 @@ class Left:
                 yield item
             else:
                 names = (name for name, wanted in zip(self.models, self.wanted[:, place], strict=True) if wanted)
-                yield replace(item, packages=tuple(names))
+                yield item._replace(packages=tuple(names))
 
 
 def left(folder: Folder, plan: Plan, models: Sequence[Model], settings: BatchSettings, *, again: bool = False) -> Left:

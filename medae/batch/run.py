@@ -17,7 +17,7 @@ from medae.batch.device import Post
 from medae.batch.folder import Folder, require_writable, taken
 from medae.batch.journal import Journal, Staged
 from medae.batch.lane import Order, make_hand
-from medae.batch.local import Inline, LocalEngine, cores, gpus
+from medae.batch.local import Inline, LocalEngine, gpus
 from medae.batch.manifest import Item, Listing
 from medae.batch.plan import Plan, known_ids, write_plan
 from medae.batch.resume import Left, left
@@ -26,6 +26,7 @@ from medae.batch.sources import is_url
 from medae.batch.work import Outcome
 from medae.errors import UsageError
 from medae.io.answer import AnswerFile, write_files
+from medae.machine import cores
 from medae.pseudonyms import Pseudonyms
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class Watch(Protocol):
 
 
 def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> results.Counts:
-    """Do what is left of a batch, and write its table. again: also what had failed.
+    """Do what is left of a batch, and write its table. again: also what had failed. Returns how the batch or, of one
+    that is sharded, the own shard stands.
 
     Stopped at any moment, it goes on from its last commit when it is called again. Raises UsageError for a call that
     does not fit what lies in the output folder, OutputError where that does not take what is written.
@@ -81,13 +83,15 @@ def run(settings: BatchSettings, watch: Watch, *, again: bool = False) -> result
             noted.facts |= {"shard": settings.shard, "output": settings.output, "threshold": settings.threshold}
             _work(folder, plan, models, settings, work, watch)
             names = [model.name for model in models]
-            counts = results.finish(folder, plan, names)
+            counts, written = results.finish(folder, plan, names, settings.part)
             if settings.rescore:
                 results.drop_superseded(folder, plan, names)
-            if settings.report and (counts.left == 0 or settings.shard is None):
+            if settings.report and (written or not folder.report.exists()) and folder.results.exists():
                 from medae.batch import report
 
                 report.write(folder, plan, models, settings, counts)
+            if settings.shard is not None:
+                counts = results.standing(folder, plan, names, settings.part)
             noted.facts["counts"] = {
                 name: getattr(counts, name) for name in ("total", "done", "failed", "fault", "left")
             }
@@ -121,7 +125,8 @@ def _plan(folder: Folder, settings: BatchSettings, models: Sequence[Model], *, f
 def _describe(folder: Folder, settings: BatchSettings, models: Sequence[Model]) -> None:
     """Writes batch.json: enough to go on without the command that began."""
     said = settings.model_dump(mode="json", exclude={"out", "shard", "rescore"})
-    said["packages"] = [str(model.folder) for model in models]
+    said["packages"] = [str(model.folder) for model in models if not model.embeds]
+    said["embed"] = [str(model.folder) for model in models if model.embeds]
     said["inputs"] = [value if is_url(value) else os.path.abspath(value) for value in settings.inputs]
     if settings.id_key is not None:
         said["id_key"] = os.path.abspath(settings.id_key)
@@ -186,13 +191,15 @@ def _engine(order: Order, settings: BatchSettings, cases: int) -> Engine:
         from medae.batch.on_ray import RayEngine
 
         return RayEngine(order, settings.ray_address, settings.workers)
-    posts = [Post(order.packages, device, 0, settings.max_vram) for device in gpus(settings.device)]
+    shared = {name: folder for name, folder in order.packages.items() if name not in order.embeds}
+    posts = [Post(shared, device, 0, settings.max_vram) for device in gpus(settings.device)]
     return LocalEngine(order, min(settings.workers or cores(), cases), posts=posts, max_ram=settings.max_ram)
 
 
 def _order(models: Sequence[Model], settings: BatchSettings, put: Staged) -> Order:
     return Order(
         packages={model.name: model.folder for model in models},
+        embeds=tuple(model.name for model in models if model.embeds),
         put=put,
         output=settings.output,
         threshold=settings.threshold,

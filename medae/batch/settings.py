@@ -40,13 +40,19 @@ class Shard(NamedTuple):
     parts: int
 
 
+WHOLE = Shard(0, 1)
+
+
 class BatchSettings(Settings):
     """One batch, or one that recurs."""
 
-    packages: tuple[str, ...] = Field(min_length=1)
+    packages: tuple[str, ...] = ()
     """Folders of model packages, or names from `medae models`; each case is decoded once for all of them."""
+    embed: tuple[str, ...] = ()
+    """Packages of autoencoders, of which the table gets each case's vector: the mean of its latent over all places."""
     inputs: tuple[str, ...] = Field(min_length=1)
-    """Images, folders of them, DICOM series, patterns, archives (.zip, .tar), lists of cases (.csv, .parquet), URLs."""
+    """Images, folders of them, DICOM series, patterns, archives (.zip, .tar, .tar.gz), lists of cases (.csv,
+    .parquet), URLs."""
     out: Path
     """Folder of the results."""
     output: Literal["default", "probabilities", "labels-nifti", "summary", "overlay", "table"] = "default"
@@ -99,6 +105,12 @@ class BatchSettings(Settings):
             raise ValueError(f"shard i/n counts from 0 to n-1, got {self.shard}")
         return self
 
+    @model_validator(mode="after")
+    def _some_model(self) -> Self:
+        if not self.packages and not self.embed:
+            raise ValueError("give at least 1 package, in packages or in embed")
+        return self
+
     @property
     def part(self) -> Shard:
         number, parts = (self.shard or "0/1").split("/")
@@ -114,26 +126,32 @@ class Model(NamedTuple):
     package: ModelPackage
     key: str
     """Digest of all that decides its answers: package, calibrations, output, threshold, the gate's limits."""
+    embeds: bool = False
+    """Whether its answer is a vector."""
 
 
 def load_models(settings: BatchSettings) -> list[Model]:
     """The packages of a batch under names that differ. Raises UnknownModel, PackageError, UsageError."""
     models: list[Model] = []
-    for place in settings.packages:
+    asked = [*((place, False) for place in settings.packages), *((place, True) for place in settings.embed)]
+    for place, embeds in asked:
         package = packages.load(place)
         folder = packages.shipped().get(place, Path(place)) if not Path(place).is_dir() else Path(place)
         card = package.card
         taken = {model.name for model in models}
         digest = package.digest.removeprefix("sha256:")[:8]
         names = (card.name, f"{card.name}-{card.version}", f"{card.name}-{digest}")
-        name = next((name for name in map(_plain, names) if name not in taken), None)
+        suffix = "-embedding" if embeds else ""
+        name = next((name for name in (_plain(name + suffix) for name in names) if name not in taken), None)
         if name is None:
             raise UsageError(f"{place}: this package is given twice")
-        models.append(Model(name, folder.resolve(), package, _key(package, settings)))
+        models.append(Model(name, folder.resolve(), package, _key(package, settings, embeds), embeds))
     return models
 
 
-def _key(package: ModelPackage, settings: BatchSettings) -> str:
+def _key(package: ModelPackage, settings: BatchSettings, embeds: bool) -> str:
+    if embeds:
+        return hashlib.sha256(f"{package.digest} embedding".encode()).hexdigest()[:32]
     parts = [part for part in (package, package.gate, package.shape) if part is not None]
     calibrations = [part.calibration for part in parts]
     decides = {

@@ -5,8 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from medae import answers
 from medae.batch.manifest import Item
@@ -83,6 +88,8 @@ class Outcome:
     fingerprint: Fingerprint | None = None
     """Of the input, where it could be read."""
     kept: tuple[Kept, ...] = ()
+    vector: NDArray[np.float32] | None = field(default=None, compare=False)
+    """(Z,): what an autoencoder that embeds makes of a done case."""
 
     @property
     def seconds(self) -> float:
@@ -101,7 +108,18 @@ class Answer(NamedTuple):
     """What one model said of one case."""
 
     summary: Mapping[str, Any]
-    kept: tuple[Kept, ...]
+    kept: tuple[Kept, ...] = ()
+    vector: NDArray[np.float32] | None = None
+
+
+class Embedder(Protocol):
+    """Turns an image into a vector, as `medae.latent.LatentSpace` does."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """As that of a Predictor."""
+
+    def embed(self, image: Image) -> NDArray[np.float32]: ...
 
 
 def decode(item: Item, limits: Limits = DEFAULT_LIMITS, allow: Sequence[str] = ()) -> Decoded:
@@ -134,13 +152,14 @@ class Hand:
         predictors: Mapping[str, Predictor],
         put: Put,
         *,
+        embedders: Mapping[str, Embedder] = MappingProxyType({}),
         output: str = "default",
         threshold: float | None = None,
         dicom: DicomAnswers = DEFAULT_DICOM,
         pseudonyms: Pseudonyms | None = None,
         summaries: bool = True,
     ) -> None:
-        """predictors: by the name that the batch calls each model. summaries: a summary JSON beside each answer.
+        """predictors, embedders: by the name that the batch calls each. summaries: a summary JSON beside each answer.
 
         Raises UsageError for an output or threshold that one of the models does not know.
         """
@@ -150,6 +169,7 @@ class Hand:
                 answers.check_dicom(dicom, predictor.package, pseudonyms)
             check_call(predictor.package, threshold=threshold)
         self._predictors = predictors
+        self._embedders = embedders
         self._put = put
         self._output = output
         self._threshold = threshold
@@ -163,7 +183,7 @@ class Hand:
         Raises what concerns all cases alike: OutputError where answers cannot be written, UsageError.
         """
         outcomes: list[Outcome] = []
-        for package in item.packages or self._predictors:
+        for package in item.packages or (*self._predictors, *self._embedders):
             clock = _Clock({} if outcomes else dict(decoded.stages))
             image = decoded.image
             made = image if isinstance(image, Failure) else _attempt(self._work(item, image, package, clock))
@@ -171,6 +191,8 @@ class Hand:
         return tuple(outcomes)
 
     def _work(self, item: Item, image: Image, package: str, clock: "_Clock") -> Callable[[], Answer]:
+        if package in self._embedders:
+            return partial(_embed, self._embedders[package], image, clock)
         predictor = self._predictors[package]
 
         def work() -> Answer:
@@ -198,6 +220,12 @@ class Hand:
             return Answer(summary, tuple(kept))
 
         return work
+
+
+def _embed(embedder: Embedder, image: Image, clock: "_Clock") -> Answer:
+    with clock("predict"):
+        vector = embedder.embed(image)
+    return Answer({"scores": {}, "provenance": embedder.provenance}, vector=vector)
 
 
 @dataclass
@@ -245,4 +273,4 @@ def _outcome(
     same = {"package": package, "fingerprint": fingerprint, "stages": stages}
     if isinstance(made, Failure):
         return Outcome(item, made.status, code=made.code, reason=made.reason, **same)  # type: ignore[arg-type]
-    return Outcome(item, "done", summary=made.summary, kept=made.kept, **same)  # type: ignore[arg-type]
+    return Outcome(item, "done", summary=made.summary, kept=made.kept, vector=made.vector, **same)  # type: ignore[arg-type]

@@ -20,19 +20,26 @@ batch = typer.Typer(
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The output folder of a batch.", show_default=False)]
 
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PACKAGE] [INPUT]...",
+        help="A model; then images, folders, DICOM series, patterns, lists (.csv, .parquet), archives (.zip, .tar, "
+        ".tar.gz) "
+        "or URLs. With --package or --embed, all are inputs.",
+        show_default=False,
+    ),
+]
+
+
 @batch.command()
 def run(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[PACKAGE] [INPUT]...",
-            help="A model; then images, folders, DICOM series, patterns, lists (.csv, .parquet), archives (.zip, .tar) "
-            "or URLs. With --package, all are inputs.",
-            show_default=False,
-        ),
-    ] = None,
+    words: Words = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)] = None,
     package: Annotated[list[str] | None, typer.Option(help="A model; again for more, in one pass.")] = None,
+    embed: Annotated[
+        list[str] | None, typer.Option(metavar="PACKAGE", help="An autoencoder; the table gets each case's vector.")
+    ] = None,
     config: Annotated[
         str | None, typer.Option(help="A YAML file of a batch that recurs, or the name of a shipped one.")
     ] = None,
@@ -81,8 +88,10 @@ def run(
         "summaries": summaries or None,
         "verify": verify or None,
         "rescore": rescore or None,
+        "packages": package or None,
+        "embed": embed or None,
     }
-    _go(_settings(words or [], package or [], config, changes or [], given))
+    _go(_settings(words or [], config, changes or [], given))
 
 
 @batch.command()
@@ -140,7 +149,7 @@ def _dicom(words: list[str] | None) -> dict[str, Any] | None:
 
 
 def _settings(
-    words: Sequence[str], packages: Sequence[str], config: str | None, changes: Sequence[str], given: dict[str, Any]
+    words: Sequence[str], config: str | None, changes: Sequence[str], given: dict[str, Any]
 ) -> "BatchSettings":
     from medae.batch.settings import BatchSettings
     from medae.settings import load_settings, validate_settings
@@ -148,16 +157,17 @@ def _settings(
 
     named = {name: value for name, value in given.items() if value is not None}
     if config is not None:
-        if words or packages:
+        if words or "packages" in named or "embed" in named:
             raise UsageError("--config names the models and the inputs; change them with --set inputs='[...]'")
         settings = load_settings(find_config(config), BatchSettings, changes)
         return validate_settings(settings.model_dump() | named, BatchSettings, "the options")
     if changes:
         raise UsageError("--set changes a --config; without one, give options")
-    models, inputs = (list(packages), list(words)) if packages else (list(words[:1]), list(words[1:]))
-    if not models or not inputs or "out" not in named:
+    if "packages" not in named and "embed" not in named:
+        named["packages"], words = list(words[:1]), words[1:]
+    if not words or "out" not in named:
         raise UsageError("give a model, at least one input and --out; or --config")
-    return validate_settings({"packages": models, "inputs": inputs} | named, BatchSettings, "the options")
+    return validate_settings(named | {"inputs": list(words)}, BatchSettings, "the options")
 
 
 def _go(settings: "BatchSettings", *, again: bool = False) -> None:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from medae.errors import InputError
 from medae.image import Image
 from medae.io.answer import AnswerFile
-from medae.latent.space import LatentSpace
+from medae.latent.space import LatentSpace, pooled
 from medae.metrics.book import Usage
-from medae.networks import Codes, Latent
+from medae.networks import Codes
 from medae.networks.vqvae import VQVAE
 
 Collection = Iterable[tuple[str, Callable[[], Image]]]
@@ -65,9 +65,3 @@ def embed(
     network = space.network
     usage = Usage.of(indices, network.quantiser.codes) if isinstance(network, VQVAE) else None
     return Embedding(ids, np.array(vectors, np.float32).reshape(len(ids), -1), failed, usage)
-
-
-def pooled(latent: Latent) -> NDArray[np.float32]:
-    """(Z,): the mean over slices and places of the latent's point."""
-    mean: NDArray[np.float32] = latent.point().z.float().movedim(1, 0).flatten(1).mean(1).numpy()
-    return mean

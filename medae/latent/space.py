@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
+import medae
 from medae.backends.torch import choose_device, network_of
 from medae.errors import LimitExceeded, UsageError
 from medae.image import Image
@@ -73,6 +74,20 @@ class LatentSpace:
         """
         return self.encode_prepared(prepare(self.card, image))
 
+    def embed(self, image: Image) -> NDArray[np.float32]:
+        """(Z,): the mean over all slices and places of the image's point in the latent. Raises as `encode`."""
+        return pooled(self.encode(image))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Who encodes."""
+        card = self.card
+        return {
+            "package": {"name": card.name, "version": card.version, "digest": self.package.digest},
+            "medae": medae.__version__,
+            "device": str(self.device),
+        }
+
     def encode_prepared(self, prepared: Prepared) -> Latent:
         """What `encode` does, of an image that is prepared already."""
         pixels_CSRW = prepared.image.pixels
@@ -113,6 +128,12 @@ class LatentSpace:
             batch = tile.core[0] if self.dims == 2 else slice(None)
             core, inner = ([_reduced(side, stride, flat) for side in box[seen:]] for box in (tile.core, tile.inner))
             whole[name][(batch, ..., *core)] = value[(..., *inner)]
+
+
+def pooled(latent: Latent) -> NDArray[np.float32]:
+    """(Z,): the mean over slices and places of the latent's point."""
+    mean: NDArray[np.float32] = latent.point().z.float().movedim(1, 0).flatten(1).mean(1).numpy()
+    return mean
 
 
 def _reduced(side: slice, stride: int, flat: bool) -> slice:

@@ -1,7 +1,7 @@
 """report.html of a batch: how its scores lie, its most and least remarkable images, what failed, what it cost."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,18 +57,20 @@ class ModelPart:
     version: str
     digest: str
     task: str
-    score: str
+    score: str = "score"
     """The score that the cases are ordered by."""
-    values: NDArray[np.float64]
+    values: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     """That score of each case that has one."""
-    p_values: NDArray[np.float64]
+    p_values: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     """Where the model is calibrated."""
-    discoveries: int | None
+    discoveries: int | None = None
     """Cases whose Benjamini-Hochberg p-value is at most 0.05; None without p-values."""
-    gate: Mapping[str, int]
+    gate: Mapping[str, int] = field(default_factory=dict)
     """Cases by verdict."""
-    highest: Sequence[Remarkable]
-    lowest: Sequence[Remarkable]
+    highest: Sequence[Remarkable] = ()
+    lowest: Sequence[Remarkable] = ()
+    vectors: tuple[int, int] | None = None
+    """Of a model that embeds: how many, and of how many numbers each."""
 
 
 def batch_file(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medae.errors import UsageError
+from medae.machine import cores
 from medae.package import load, shipped
 from medae.settings import load_settings, validate_settings
 from medae_service import tokens
@@ -124,16 +125,7 @@ def _default_workers(device: str) -> int:
         return 1
     if device != "cpu" and gpus:
         return gpus
-    return min(len(os.sched_getaffinity(0)), _quota())
-
-
-def _quota() -> int:
-    """Whole cores that the container is given (cgroup v2); many without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return 1 << 16
+    return cores()
 
 
 @contextlib.contextmanager
