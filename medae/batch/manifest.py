@@ -141,7 +141,7 @@ class Listing:
         items = self._items(named, found, others) if self._series is None else self._chosen(named, found, others)
         for item in items:
             nothing = False
-            yield replace(item, resample_gaps=True) if self._resample_gaps else item
+            yield item._replace(resample_gaps=True) if self._resample_gaps else item
         if nothing and not self._may_be_empty:
             raise UsageError(
                 f"no image among the inputs ({self.passed_over} files looked at); images are PNG, JPEG, TIFF, NIfTI, "
@@ -176,7 +176,7 @@ class Listing:
 
             names, number, passed_over = choose_members(other, self._series)
             self.passed_over += passed_over
-            yield replace(self._of_archive(other, names), series=number)
+            yield self._of_archive(other, names)._replace(series=number)
 
     def _of_archive(self, archive: Path, names: Sequence[str]) -> Item:
         first = Member(archive, names[0])
