@@ -43,7 +43,7 @@ def draw(path: Path, seed: int) -> None:
     from matplotlib.figure import Figure
 
     _, test = digits()
-    figure = Figure(figsize=(11, 1.1 + 1.25 * len(SHOWN)), layout="constrained")
+    figure = Figure(figsize=(11, 0.9 + 1.05 * len(SHOWN)), layout="constrained")
     axes = figure.subplots(len(SHOWN) + 1, 3, width_ratios=(3, 3, 2))
     axes[0, 0].imshow(strip(test[:COUNT]), cmap="gray", vmin=0, vmax=1)
     axes[0, 0].set_title("held-out digits")
@@ -55,9 +55,11 @@ def draw(path: Path, seed: int) -> None:
         ):
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
             axis.set_title(f"beta {beta:g}: {name}")
-        alarm = ", collapsed" if found["collapsed"] else ""
-        right.bar(range(LATENT), sorted(found["kl_per_dimension"], reverse=True), color="tab:blue")
-        right.set_title(f"{found['active_units']} of {LATENT} active, {found['kl_nats']:.2g} nats{alarm}")
+        nats = sorted(found["kl_per_dimension"], reverse=True)
+        said = "collapsed" if found["collapsed"] else f"{found['kl_nats']:.2g} nats"
+        right.bar(range(LATENT), nats, color="tab:blue")
+        right.set_ylim(0, max(1, *nats))  # what is next to nothing looks like it
+        right.set_title(f"{found['active_units']} of {LATENT} active, {said}", fontsize=10)
         right.set_ylabel("nats")
         right.set_xticks([])
     for axis in [*axes[:, 0], *axes[:, 1], axes[0, 2]]:

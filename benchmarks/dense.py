@@ -1,14 +1,16 @@
 """Does a dense autoencoder find the principal components, go beyond them, and gain by layer-wise training?
 
 On scikit-learn's digits (8 x 8), 1437 to train and 360 to test: a linear code of 16 beside the 16 principal components
-(test error, and the largest angle between the two planes), a non-linear one of the same length, and a deep one that is
-trained end to end or, at equal steps, layer by layer first.
+(test error, and the largest angle between the two planes), a non-linear one of the same length, and deep ones that are
+trained end to end or layer by layer first: at equal steps in all, of which the stages take a tenth, and at equal steps
+of the whole network, the stages' before them.
 
-    python -m benchmarks.dense
+    python -m benchmarks.dense [--only components layers] [--deep "tanh, batch norm"] [--json results.jsonl]
     python -m benchmarks.dense --figure docs/pictures/digits.png
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,16 @@ from medae.training.loop import learning_rate
 
 SEEDS = (0, 1, 2)
 CODE = 16
-DEEP: dict[str, Any] = {"widths": (128, 64, 32, 10), "activation": "tanh", "norm": "batch", "steps": 3000}
-LAYER_WISE = 0.1
-"""Part of those steps that goes through the four stages."""
+WIDTHS = (128, 64, 32, 10)
+DEEP: dict[str, dict[str, Any]] = {
+    "tanh, batch norm": {"activation": "tanh", "norm": "batch"},
+    "relu, batch norm": {"activation": "relu", "norm": "batch"},
+    "tanh": {"activation": "tanh"},
+    "sigmoid": {"activation": "sigmoid"},
+}
+STEPS = 12_000
+WAYS = {"end to end": (0.0, STEPS), "equal steps": (0.1, STEPS), "equal fine-tuning": (0.2, STEPS * 5 // 4)}
+"""Part of the steps that goes through the four stages, and steps in all."""
 BATCH = 64
 
 
@@ -140,22 +149,9 @@ def figure(rows: list[Tensor], path: Path) -> None:
     Pillow.fromarray(grey).save(path, optimize=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--figure",
-        type=Path,
-        help="only draw: digits, what the components and what the non-linear code rebuild of them, as a PNG",
-    )
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    train, test = digits()
+def of_components_rows(train: Tensor, test: Tensor) -> list[tuple[object, ...]]:
+    """Errors of codes of 16 beside that of the components, which comes first."""
     pca = components(train)
-    if arguments.figure:
-        shown, (net, _) = test[:14], trained(train, 0, widths=(128, CODE))
-        with torch.no_grad():
-            figure([shown, of_components(pca, shown), net(shown)], arguments.figure)
-        return
     floor = error(lambda x: of_components(pca, x), test)
     rows: list[tuple[object, ...]] = [("16 principal components", f"{floor:.5f}", "1.0000", "")]
     for tied in (True, False):
@@ -166,19 +162,58 @@ def main() -> None:
     wide = [trained(train, seed, widths=(128, CODE))[0] for seed in SEEDS]
     errors = [error(net, test) for net in wide]
     rows.append(("non-linear, 64-128-16", f"{np.mean(errors):.5f}", f"{np.mean(errors) / floor:.4f}", ""))
-    print(table(("code of 16", "test error", "of the components'", "largest angle, degrees"), rows), "\n")
-    whole = [trained(train, seed, **DEEP)[0] for seed in SEEDS]
-    layered = [trained(train, seed, LAYER_WISE, **DEEP) for seed in SEEDS]
-    both = {"end to end": whole, "layer-wise first": [net for net, _ in layered]}
-    means = {
-        name: [float(np.mean([error(net, images) for net in nets])) for images in (train, test)]
-        for name, nets in both.items()
-    }
-    ratios = np.divide(means["layer-wise first"], means["end to end"])
-    rows = [(name, *(f"{value:.5f}" for value in values)) for name, values in means.items()]
-    rows.append(("ratio", *(f"{ratio:.3f}" for ratio in ratios)))
-    print(table(("64-128-64-32-10", "training error", "test error"), rows))
-    print("each stage monotone:", all(monotone(losses, LAYER_WISE, len(net.stages)) for net, losses in layered))
+    return rows
+
+
+def layers(
+    train: Tensor, test: Tensor, names: list[str], seeds: list[int], path: Path | None
+) -> list[tuple[object, ...]]:
+    """Each deep network in each of the ways, means over the seeds."""
+    rows: list[tuple[object, ...]] = []
+    for name in names:
+        means: dict[str, list[float]] = {}
+        for way, (share, steps) in WAYS.items():
+            found = []
+            for seed in seeds:
+                net, losses = trained(train, seed, share, steps, widths=WIDTHS, **DEEP[name])
+                falls = share == 0 or monotone(losses, share, len(net.stages))
+                found.append((error(net, train), error(net, test), falls))
+                line = {"network": name, "way": way, "seed": seed, "train": found[-1][0], "test": found[-1][1]}
+                if path:
+                    with path.open("a") as file:
+                        file.write(json.dumps(line | {"monotone": falls}) + "\n")
+            means[way] = [float(np.mean([one[which] for one in found])) for which in (0, 1)]
+            ratios = [f"{mine / whole:.3f}" for mine, whole in zip(means[way], means["end to end"], strict=True)]
+            falling = f"{sum(one[2] for one in found)} of {len(found)}" if share else ""
+            rows.append((name, way, steps, *(f"{value:.5f}" for value in means[way]), *ratios, falling))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        help="only draw: digits, what the components and what the non-linear code rebuild of them, as a PNG",
+    )
+    parser.add_argument("--only", choices=("components", "layers"), nargs="+", default=["components", "layers"])
+    parser.add_argument("--deep", choices=list(DEEP), nargs="+", default=list(DEEP), help="of the deep networks")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the deep trainings")
+    parser.add_argument("--json", type=Path, help="also append the numbers of each deep training here, a line each")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    train, test = digits()
+    if arguments.figure:
+        shown, (net, _) = test[:14], trained(train, 0, widths=(128, CODE))
+        with torch.no_grad():
+            figure([shown, of_components(components(train), shown), net(shown)], arguments.figure)
+        return
+    if "components" in arguments.only:
+        head = ("code of 16", "test error", "of the components'", "largest angle, degrees")
+        print(table(head, of_components_rows(train, test)), "\n", flush=True)
+    if "layers" in arguments.only:
+        head = ("64-128-64-32-10", "way", "steps", "training error", "test error", "ratio", "ratio", "stages monotone")
+        print(table(head, layers(train, test, arguments.deep, arguments.seeds, arguments.json)))
 
 
 if __name__ == "__main__":

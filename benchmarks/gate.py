@@ -269,7 +269,7 @@ def _crops(
 
 def measure(bench: Bench, package: ModelPackage) -> dict[str, Any]:
     """All numbers of one trained model."""
-    repeated = RepeatedPredictor(package, ["flips", "dropout"])
+    repeated = RepeatedPredictor(package, ["soft_dice", "flips", "dropout"])
     looks = {"own": [_looked(repeated, case.image) for case in bench.own]}
     looks |= {name: [_looked(repeated, image) for image in images] for name, images in bench.strangers.items()}
     rng = np.random.default_rng(0)
@@ -311,6 +311,7 @@ def _answered(predictor: RepeatedPredictor, image: Image, target: Image) -> dict
     return {
         "dice": 1 - disagreement([prediction.image.pixels, target.pixels]),
         "gate": min(_looked(predictor, image).strangeness, 1e6),
+        "soft_dice": prediction.scores["uncertainty_soft_dice"],
         "flips": prediction.scores["uncertainty_flips"],
         "dropout": prediction.scores["uncertainty_dropout"],
         "softmax": 1 - float(np.maximum(soft.pixels.max(0), background).mean()),
@@ -327,9 +328,12 @@ def _auroc(own: list[Look], others: list[Look]) -> float:
 def _doubt(answers: list[dict[str, float]]) -> dict[str, Any]:
     """How well each doubt orders the answers by their error."""
     risk = 1 - np.array([answer["dice"] for answer in answers])
-    doubts = {name: np.array([answer[name] for answer in answers]) for name in ("gate", "flips", "dropout", "softmax")}
-    ranks = [rankdata(doubts[name]) for name in ("gate", "flips")]
-    doubts["gate and flips, mean rank"] = np.mean(ranks, axis=0)
+    doubts = {
+        name: np.array([answer[name] for answer in answers])
+        for name in ("gate", "soft_dice", "flips", "dropout", "softmax")
+    }
+    for other in ("soft_dice", "flips"):
+        doubts[f"gate and {other}, mean rank"] = rankdata(doubts["gate"]) + rankdata(doubts[other])
     return {
         "cases": len(answers),
         "dice": float(1 - risk.mean()),

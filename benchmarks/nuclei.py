@@ -1,11 +1,13 @@
 """SegNet beside the U-Net at equal widths and steps on real nuclei: quality, time, memory; and what needs no training.
 
 DSB2018 (test: md5 of the id, of five parts the first) and TNBC (every patient held out once, in two folds). Each
-network is trained on the CPU with the same crops, steps and seeds; its mask is parted into nuclei by the watershed that
+network is trained with the same crops, steps and seeds; its mask is parted into nuclei by the watershed that
 parts the floor's, Otsu's threshold. Results are kept picture by picture in `--out`: a run that was cut off goes on.
-Times are those of the processor, of one thread: other work does not count.
+Times of `--measure` are those of the processor, of one thread: other work does not count. Those of a CUDA device are in
+`benchmarks.cuda`.
 
-    python -m benchmarks.nuclei [--steps 600] [--seeds 0 1 2] [--out runs/nuclei] [--measure]
+    python -m benchmarks.nuclei [--steps 600] [--seeds 0 1 2] [--workers 0] [--out runs/nuclei] [--measure]
+    python -m benchmarks.nuclei --picture docs/pictures/nuclei.png
 """
 
 import argparse
@@ -24,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.models import table
-from benchmarks.nuclei_data import SHARED, Picture, dsb2018, held_out, measured, otsu, tnbc, write_cases
+from benchmarks.nuclei_data import SHARED, Picture, dsb2018, held_out, measured, otsu, parted, tnbc, write_cases
+from benchmarks.perceptual import picture_of
 
 SETS = {"dsb2018": (dsb2018, (0,)), "tnbc": (tnbc, (0, 1))}
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -39,7 +42,7 @@ Task = tuple[str, int, str, int]
 """Set, fold, method, seed."""
 
 
-def experiment(network: str, cases: Path, steps: int, seed: int) -> Any:
+def experiment(network: str, cases: Path, steps: int, seed: int, workers: int = 0) -> Any:
     """The training of one network."""
     from medae.experiment import Experiment
 
@@ -60,25 +63,27 @@ def experiment(network: str, cases: Path, steps: int, seed: int) -> Any:
                 "learning_rate": 0.003,
                 "ema": 0.99,
                 "seed": seed,
-                "device": "cpu",
                 "threads": 1,
+                "workers": workers,
                 "pictures": 0,
             },
         }
     )
 
 
-def measure(task: Task, pictures: list[Picture], steps: int) -> Iterator[dict[str, Any]]:
+def measure(task: Task, pictures: list[Picture], steps: int, workers: int = 0) -> Iterator[dict[str, Any]]:
     """Each held-out picture by one method; a network is trained without them first."""
     name, fold, method, seed = task
-    segment = partial(otsu, name) if method == FLOOR else trained(task, pictures, steps)
+    segment = partial(otsu, name) if method == FLOOR else trained(task, pictures, steps, workers)
     for picture in pictures:
         if held_out(name, picture, fold) or (method == FLOOR and name == "tnbc"):
             found = measured(segment(picture.rgb), picture.nuclei)
             yield {"set": name, "method": method, "seed": seed, "id": picture.id} | found
 
 
-def trained(task: Task, pictures: list[Picture], steps: int) -> Callable[[NDArray[np.uint8]], NDArray[np.bool_]]:
+def trained(
+    task: Task, pictures: list[Picture], steps: int, workers: int
+) -> Callable[[NDArray[np.uint8]], NDArray[np.bool_]]:
     """Picture -> mask."""
     from medae.image import Image
     from medae.predictor import Predictor
@@ -87,8 +92,26 @@ def trained(task: Task, pictures: list[Picture], steps: int) -> Callable[[NDArra
     name, fold, network, seed = task
     with tempfile.TemporaryDirectory() as folder:
         cases = write_cases(name, pictures, fold, Path(folder) / "data")
-        predictor = Predictor(train(experiment(network, cases, steps, seed), Path(folder) / "run"), device="cpu")
+        predictor = Predictor(train(experiment(network, cases, steps, seed, workers), Path(folder) / "run"))
     return lambda rgb: predictor(Image.from_picture(rgb)).image.pixels[0, 0] > 0
+
+
+def drawn(pictures: list[Picture], steps: int, workers: int, rows: int = 3) -> dict[str, list[NDArray[np.float32]]]:
+    """Held-out pictures of DSB2018 with the borders of what is true and of what both networks find."""
+    shown = [picture for picture in pictures if held_out("dsb2018", picture, 0)]
+    shown = [shown[at] for at in np.linspace(0, len(shown) - 1, rows).astype(int)]
+    found = {"truth": [bordered(picture.rgb, picture.nuclei) for picture in shown]}
+    for network in NETWORKS:
+        segment = trained(("dsb2018", 0, network, 0), pictures, steps, workers)
+        found[network] = [bordered(picture.rgb, parted(segment(picture.rgb))) for picture in shown]
+    return found
+
+
+def bordered(rgb: NDArray[np.uint8], nuclei: NDArray[np.int32]) -> NDArray[np.float32]:
+    """(3, R, W) in 0..1, the nuclei with yellow borders; not smaller than what is shown."""
+    from skimage.segmentation import mark_boundaries
+
+    return np.moveaxis(mark_boundaries(rgb / 255, nuclei, color=(1, 0.85, 0)), 2, 0).astype(np.float32)
 
 
 def cost(network: str, size: int = 256) -> dict[str, float]:
@@ -176,7 +199,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=SHARED, help="where dsb2018_stage1 and tnbc_nuclei lie")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=0, help="processes that cut patches for a training")
     parser.add_argument("--out", type=Path, default=Path("runs/nuclei"), help="keeps results.jsonl")
+    parser.add_argument("--only", choices=[FLOOR, *NETWORKS], nargs="+", default=[FLOOR, *NETWORKS])
+    parser.add_argument("--picture", type=Path, help="only draw what both find on pictures of DSB2018")
     parser.add_argument("--measure", action="store_true", help="time and memory only")
     parser.add_argument("--cost", choices=list(NETWORKS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -184,6 +210,9 @@ def main() -> None:
         print(json.dumps(cost(arguments.cost)))
     elif arguments.measure:
         costs()
+    elif arguments.picture:
+        found = drawn(list(dsb2018(arguments.data)), arguments.steps, arguments.workers)
+        picture_of(found, rows=3, side=160, zoom=1).quantize(128).save(arguments.picture, optimize=True)
     else:
         print(summary(results(arguments)))
 
@@ -195,7 +224,7 @@ def results(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {tuple(line["run"]) for line in lines}
     pictures = {name: list(read(arguments.data)) for name, (read, _) in SETS.items()}
-    tasks = [(name, 0, FLOOR, 0) for name in SETS]
+    tasks = [(name, 0, FLOOR, 0) for name in SETS if FLOOR in arguments.only]
     # seed by seed, so that a run that is cut off compares what is comparable
     tasks += [
         (name, fold, network, seed)
@@ -203,9 +232,12 @@ def results(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for name, (_, folds) in SETS.items()
         for fold in folds
         for network in NETWORKS
+        if network in arguments.only
     ]
     for task in (task for task in tasks if task not in done):
-        made = [line | {"run": list(task)} for line in measure(task, pictures[task[0]], arguments.steps)]
+        made = [
+            line | {"run": list(task)} for line in measure(task, pictures[task[0]], arguments.steps, arguments.workers)
+        ]
         with path.open("a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in made))
         lines += made

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from benchmarks.models import table
+from medae.backends.torch import choose_device
 from medae.data.samples import Sample
 from medae.features import describe, feature_distance
 from medae.metrics.fidelity import psnr, ssim
@@ -76,18 +77,19 @@ def trained(
     one."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    network = ConvAutoencoderSettings(features=(16, 32, 64), bottleneck=16).build(3, 3)
-    loss, optimizer = Loss(objectives), torch.optim.Adam(network.parameters(), lr=3e-3)
+    device = choose_device("auto")
+    network = ConvAutoencoderSettings(features=(16, 32, 64), bottleneck=16).build(3, 3).to(device)
+    loss, optimizer = Loss(objectives).to(device), torch.optim.Adam(network.parameters(), lr=3e-3)
     network.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * 0.5 * (1 + np.cos(np.pi * step / steps))
-        x = torch.from_numpy(np.stack([_patch(pictures, rng) for _ in range(BATCH)]))
+        x = torch.from_numpy(np.stack([_patch(pictures, rng) for _ in range(BATCH)])).to(device)
         total, _ = loss(network.autoencode(x), x, step / steps)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-    return network.eval()
+    return network.cpu().eval()
 
 
 def _patch(pictures: Sequence[Picture], rng: np.random.Generator) -> Picture:
@@ -176,7 +178,7 @@ def main() -> None:
     ]
     print(table(("trained for", *measures), rows))
     if arguments.picture:
-        picture_of(shown).save(arguments.picture)
+        picture_of(shown, rows=3).save(arguments.picture, optimize=True)
 
 
 if __name__ == "__main__":

@@ -120,8 +120,8 @@ def _times(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def _difference(package: ModelPackage, backend: TorchBackend, image: Image) -> float:
-    tiled = _values(Predictor(package, backend=backend)(image, probabilities=_labels(package)))
-    whole = _values(Predictor(package, backend=backend, tile_voxels=WHOLE)(image, probabilities=_labels(package)))
+    tiled = values(Predictor(package, backend=backend)(image, probabilities=labelled(package)))
+    whole = values(Predictor(package, backend=backend, tile_voxels=WHOLE)(image, probabilities=labelled(package)))
     return float(np.abs(tiled - whole).max() / np.ptp(whole))
 
 
@@ -131,15 +131,15 @@ def _same_bits(package: ModelPackage, image: Image) -> bool:
         backend = TorchBackend.from_package(package, "cpu")
         backend.batch = size
         predictor = Predictor(package, backend=backend, tile_voxels=SMALL)
-        answers.append(_values(predictor(image, probabilities=_labels(package))))
+        answers.append(values(predictor(image, probabilities=labelled(package))))
     return bool(np.array_equal(*answers))
 
 
-def _labels(package: ModelPackage) -> bool:
+def labelled(package: ModelPackage) -> bool:
     return isinstance(package.card.task, Segmentation)
 
 
-def _values(prediction: Prediction) -> NDArray[np.float32]:
+def values(prediction: Prediction) -> NDArray[np.float32]:
     """What is not rounded to labels."""
     return (prediction.probabilities or prediction.image).pixels
 

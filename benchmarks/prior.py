@@ -22,7 +22,7 @@ from medae.training.prior import bits_per_code, codes_of
 
 def measure(package: ModelPackage) -> dict[str, Any]:
     experiment = Experiment.model_validate(package.card.experiment)
-    space, prior = LatentSpace(package, "cpu"), prior_of(package)
+    space, prior = LatentSpace(package, "auto"), prior_of(package)
     found: dict[str, Any] = {"entries": prior.codes, "grid": prior.grid}
     for split in ("train", "validation", "test"):
         codes = codes_of(space, experiment, split)
@@ -54,13 +54,14 @@ def show(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--package", type=Path, help="a package trained by demo/codes-tissue, instead of training one")
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--out", type=Path, help="leave the package and pictures of samples here")
     arguments = parser.parse_args()
-    package = trained("demo/codes-tissue.yaml", package=arguments.package)
+    package = trained("demo/codes-tissue.yaml", [f"training.seed={arguments.seed}"], arguments.package)
     print(show(measure(package)))
     if arguments.out is not None:
         package.save(arguments.out / "package")
-        space = LatentSpace(package, "cpu")
+        space = LatentSpace(package, "auto")
         write_files([sample(space, count=16, seed=0)], arguments.out)
 
 

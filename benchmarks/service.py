@@ -43,6 +43,7 @@ from medae.data.samples import stained_tissue
 from medae.networks import DnCNNSettings
 from medae.package import ModelPackage
 from medae.tasks import Restoration
+from medae_service.launch import HUGE_PAGES
 
 SIDE = 256
 WORKERS = 2
@@ -262,6 +263,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
     parser.add_argument("--only", choices=["throughput", "latency", "health"])
     arguments = parser.parse_args()
+    os.environ["GLIBC_TUNABLES"] = HUGE_PAGES  # for all sides, as `medae serve` has it by itself
     with tempfile.TemporaryDirectory() as folder:
         package = arguments.package or Path(folder, "package")
         if arguments.package is None:

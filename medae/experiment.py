@@ -202,7 +202,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _scores_fit_the_network(self) -> Self:
         if isinstance(self.task, Anomaly):
-            unfit = unfit_score(self.task, self.network)
+            unfit = unfit_score(self.task, self.network, prior=self.prior is not None)
             if unfit is not None:
                 raise ValueError(unfit)
             for warning in mismatches(self.task, {objective.kind for objective in self.objectives}):
@@ -285,17 +285,19 @@ _NEEDED: Mapping[Need, str] = {
     "code": "a network that goes through a code: conv_autoencoder or vae",
     "distribution": "a network whose code is a distribution: vae",
     "variance": "a decoder that says its variance: network.decoder gaussian",
-    "codes": "a network with a code book",
+    "codes": "a network with a code book: vqvae",
+    "prior": "a prior over the codes (prior: {}, or medae latent prior)",
 }
 
 
-def unfit_score(task: Anomaly, network: NetworkSettings) -> str | None:
-    """Why a score cannot be had from this network; None where all can."""
-    has = _says(network)
+def unfit_score(task: Anomaly, network: NetworkSettings, *, prior: bool) -> str | None:
+    """Why a score cannot be had from this network, with or without a prior over its codes; None where all can."""
+    has = _says(network) | ({"prior"} if prior else set())
     for score in task.mapped:
         missing = sorted(score.requirements - has)
         if missing:
-            return f"the score {score.kind} needs {_NEEDED[missing[0]]}, not {network.kind}"
+            where = "" if missing[0] == "prior" else f", not {network.kind}"
+            return f"the score {score.kind} needs {_NEEDED[missing[0]]}{where}"
     return None
 
 

@@ -22,7 +22,16 @@ from medae.image import Image
 from medae.networks import NetworkConfig, NetworkSettings, run
 from medae.package import ModelPackage
 from medae.predictor import Predictor, prepare
-from medae.scores import PREFIX, Mahalanobis, MapScore, Neighbours, RankAverage, StatisticScore, VarianceHead
+from medae.scores import (
+    PREFIX,
+    CodeLikelihood,
+    Mahalanobis,
+    MapScore,
+    Neighbours,
+    RankAverage,
+    StatisticScore,
+    VarianceHead,
+)
 from medae.scores.baselines import whitening_of
 from medae.tasks import Anomaly
 from medae.tiles import plan_tiles, read_tile
@@ -64,7 +73,7 @@ def fit_scores(package: ModelPackage, images: Iterable[Image], *, device: str = 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for mapped in task.mapped:
-            if mapped.fits:
+            if mapped.fits and not isinstance(mapped, CodeLikelihood):  # its part is the package's prior
                 parts |= _named(mapped.key, _fit_map(mapped, network, package, pixels, np.random.default_rng(seed)))
     for score in task.scores:
         if isinstance(score, StatisticScore) and not score.after:
@@ -92,7 +101,7 @@ def _of_any_size(package: ModelPackage) -> ModelPackage:
     network = TypeAdapter[NetworkSettings](NetworkConfig).validate_python(package.card.network)
     only = network.receptive_field().window
     field = package.card.receptive_field.model_copy(update={"window": only})
-    return ModelPackage.seal(package.card.model_copy(update={"receptive_field": field}), package.weights)
+    return ModelPackage.seal(package.card.model_copy(update={"receptive_field": field}), package.weights, package.prior)
 
 
 def _named(key: str, parts: Mapping[str, NDArray[Any]]) -> Parts:
@@ -106,7 +115,7 @@ def _sealed(package: ModelPackage, parts: Parts, pixels: Sequence[NDArray[Any]])
     if any(getattr(score, "positions", "shared") == "own" for score in card.task.mapped):  # type: ignore[union-attr]
         shape = pixels[0].shape[1:] if card.receptive_field.dims == 3 else pixels[0].shape[2:]
         card = card.model_copy(update={"receptive_field": card.receptive_field.model_copy(update={"window": shape})})
-    return ModelPackage.seal(card, own | parts)
+    return ModelPackage.seal(card, own | parts, package.prior)
 
 
 def _with_ensembles(package: ModelPackage, pixels: Sequence[NDArray[Any]], device: str) -> ModelPackage:
@@ -117,7 +126,7 @@ def _with_ensembles(package: ModelPackage, pixels: Sequence[NDArray[Any]], devic
     if not ensembles:
         return package
     single = task.model_copy(update={"scores": tuple(each for each in task.scores if each not in ensembles)})
-    lone = ModelPackage.seal(package.card.model_copy(update={"task": single}), package.weights)
+    lone = ModelPackage.seal(package.card.model_copy(update={"task": single}), package.weights, package.prior)
     predictor = Predictor(lone, device=device)
     rows = [predictor.scores_of(image) for image in pixels]
     values = {name: [row[name] for row in rows] for name in rows[0]}
@@ -126,7 +135,7 @@ def _with_ensembles(package: ModelPackage, pixels: Sequence[NDArray[Any]], devic
         assert isinstance(score, RankAverage | StatisticScore), f"nothing fits {score.kind}"
         kept = score.fit(pixels, rows) if isinstance(score, StatisticScore) else score.fit(values)
         parts |= _named(score.key, kept)
-    return ModelPackage.seal(package.card, parts)
+    return ModelPackage.seal(package.card, parts, package.prior)
 
 
 def _fit_map(

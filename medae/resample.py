@@ -26,6 +26,8 @@ def resample_onto(image: Image, geometry: Geometry, *, labels: bool = False, fil
         raise GeometryError(
             f"a grid in {image.geometry.unit} cannot be laid onto one in {geometry.unit}: the picture's size is unknown"
         )
+    if image.geometry.shape == geometry.shape and np.array_equal(image.geometry.affine, geometry.affine):
+        return replace(image, geometry=geometry)  # a tile's usual case, and a third of a millisecond
     to_source = np.linalg.inv(image.geometry.affine) @ geometry.affine
     moves = _whole_moves(to_source, image.geometry.shape, geometry.shape)
     if moves is not None:

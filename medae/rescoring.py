@@ -49,7 +49,7 @@ def rescore(
     data: Data = own_data(package) if cases is None else CaseList(path=cases)
     network = TypeAdapter[NetworkSettings](NetworkConfig).validate_python(package.card.network)
     new = _with(task, load_settings(scores, Scores).scores, str(scores))
-    unfit = unfit_score(new, network)
+    unfit = unfit_score(new, network, prior=package.prior is not None)
     if unfit is not None:
         raise SettingsError(f"{scores}: {unfit}")
     new = new.at_size(min(package.card.experiment.get("training", {}).get("patch", [64])))
@@ -61,7 +61,7 @@ def rescore(
             "metrics": {},  # they were of the other scores
         }
     )
-    fitted = fit_scores(ModelPackage.seal(card, package.weights), _normal(data), device=device)
+    fitted = fit_scores(ModelPackage.seal(card, package.weights, package.prior), _normal(data), device=device)
     return calibrate(fitted, data, device=device, watch=watch)
 
 

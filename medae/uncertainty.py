@@ -7,6 +7,9 @@ https://arxiv.org/abs/1506.02142; Bayesian SegNet, Kendall 2015, https://arxiv.o
 the mean Dice over pairs of answers, the best simple score of the failure-detection benchmark of Zenk 2025
 (https://arxiv.org/abs/2406.03323); for restoration it is the standard deviation over the answers (root mean square over
 voxels, in the image's units).
+
+For segmentation one answer says something, too: 1 minus its Dice with its own probabilities (soft Dice confidence,
+Borges 2024, https://arxiv.org/abs/2402.10665), which costs nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +29,8 @@ from medae.predictor import USUAL, Prediction, Predictor, Progress
 from medae.tasks import Anomaly, Segmentation
 from medae.verdict import GateLimits
 
-WAYS = ("flips", "dropout", "ensemble")
+SOFT_DICE = "soft_dice"
+WAYS = (SOFT_DICE, "flips", "dropout", "ensemble")
 
 DRAWS = 8
 """Answers with dropout."""
@@ -42,7 +46,7 @@ def score_name(way: str) -> str:
 class RepeatedPredictor(Predictor):
     """A Predictor whose scores say how uncertain it is; its answer is the same as without.
 
-    Each way costs its number of answers: flips 3, dropout DRAWS, ensemble one for each member.
+    Each way costs its number of answers: soft_dice none, flips 3, dropout DRAWS, ensemble one for each member.
     """
 
     def __init__(
@@ -73,17 +77,20 @@ class RepeatedPredictor(Predictor):
         progress: Progress | None = None,
         gate: GateLimits | None = None,
     ) -> Prediction:
-        prediction = super().__call__(
-            image, threshold=threshold, probabilities=probabilities, progress=progress, gate=gate
-        )
+        soft = probabilities or SOFT_DICE in self._ways
+        prediction = super().__call__(image, threshold=threshold, probabilities=soft, progress=progress, gate=gate)
         first = prediction.image.pixels
         segments = isinstance(self.package.card.task, Segmentation)
-        scores = {}
-        for way in self._ways:
+        scores: dict[str, float] = {}
+        if SOFT_DICE in self._ways:
+            assert prediction.probabilities is not None
+            scores[score_name(SOFT_DICE)] = soft_disagreement(first, prediction.probabilities.pixels)
+        for way in (way for way in self._ways if way != SOFT_DICE):
             others = list(self._again(way, image, threshold))
             answers = others if way == "dropout" else [first, *others]
             scores[score_name(way)] = disagreement(answers) if segments else deviation(answers)
-        return replace(prediction, scores=prediction.scores | scores)
+        kept = prediction.probabilities if probabilities else None
+        return replace(prediction, scores=prediction.scores | scores, probabilities=kept)
 
     def _again(self, way: str, image: Image, threshold: float | None) -> Iterator[NDArray[Any]]:
         """The other answers, in the place of the first."""
@@ -121,6 +128,16 @@ def disagreement(answers: Sequence[NDArray[Any]]) -> float:
     return 1 - float(np.mean([_dice(one, other) for one, other in pairs]))
 
 
+def soft_disagreement(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
+    """1 - Dice of a label image (1, S, R, W) with the probabilities (labels, S, R, W) of its labels, 0..1.
+
+    Of all labels together: small ones count little. An answer that finds nothing has 1, unless nothing is possible.
+    """
+    sums = probabilities.sum(dtype=np.float64) + np.count_nonzero(labels)
+    both = sum(soft[labels[0] == number].sum(dtype=np.float64) for number, soft in enumerate(probabilities, start=1))
+    return float(1 - 2 * both / sums) if sums > 0 else 0.0
+
+
 def deviation(answers: Sequence[NDArray[Any]]) -> float:
     """Root mean square over voxels of the standard deviation over images of one shape."""
     mean = np.zeros(answers[0].shape, np.float64)
@@ -147,6 +164,8 @@ def _require_fit(package: ModelPackage, ways: Sequence[str], members: Sequence[M
         raise UsageError(f"uncertainty by {unknown[0]!r} is not known; by {', '.join(WAYS)}")
     if isinstance(task, Anomaly):
         raise UsageError("an anomaly score says itself how unusual an image is; uncertainty is for segment and restore")
+    if SOFT_DICE in ways and not isinstance(task, Segmentation):
+        raise UsageError(f"{SOFT_DICE} is of labels and their probabilities; this model does {task.kind}")
     if ("ensemble" in ways) != bool(members):
         raise UsageError("an ensemble needs other models, and other models an ensemble: give both or none")
     for member in members:

@@ -206,6 +206,12 @@ def _all_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def test_an_answer_that_is_printed_shows_no_bytes() -> None:
+    assert repr(AnswerFile("a.png", "image/png", b"x" * 1000)) == (
+        "AnswerFile(name='a.png', media_type='image/png', 1000 bytes)"
+    )
+
+
 def test_files_are_written_below_the_folder_which_is_made(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     paths = write_files(FILES, out)

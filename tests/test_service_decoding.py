@@ -26,9 +26,10 @@ from medae.errors import InputError, LimitExceeded, SeriesError, UnreadableImage
 from medae.image import Image
 from medae.io import read_image, read_labels, write_image
 from medae.io.dicom import DicomSource
-from medae_service import decoder
+from medae_service import decoder, packets
 from medae_service.decoded import Breach, Decoded, DecoderFault, image_of, judged, require_pixels
 from medae_service.decoding import PATIENCE, Decoders
+from medae_service.packets import Packet
 from medae_service.problems import Refusal
 from medae_service.settings import WorkerSettings
 from medae_service.uploads import Uploaded
@@ -361,7 +362,7 @@ def test_nothing_is_left_behind() -> None:
         assert process.num_fds() == open_files
         assert process.memory_info().rss - memory < 64 << 20
         (child,) = children()
-        await until(lambda: child.num_fds() == 3)
+        await until(lambda: child.num_fds() == 4)
 
     run(work)
     assert not [child for child in psutil.Process().children() if decoder.__name__ in child.cmdline()]
@@ -376,10 +377,11 @@ def test_a_decoder_has_nothing_of_the_service() -> None:
             listening.set_inheritable(True)
             await decoders.read([png()])
             (child,) = children()
-            await until(lambda: child.num_fds() == 3)  # it lets go of the answer just after we have it
+            await until(lambda: child.num_fds() == 4)
             links = {name: os.readlink(f"/proc/{child.pid}/fd/{name}") for name in os.listdir(f"/proc/{child.pid}/fd")}
         assert links.pop("0").startswith("socket:")
-        assert set(links.values()) == {"/dev/null"}
+        assert {links.pop("1"), links.pop("2")} == {"/dev/null"}
+        assert [link.partition(" ")[0] for link in links.values()] == ["/memfd:medae"]  # the page
         assert not child.net_connections("inet")
         maps = Path(f"/proc/{child.pid}/maps").read_text()
         assert "imagecodecs" in maps and "torch" not in maps
@@ -446,9 +448,26 @@ def test_decoders_end_with_their_parent(tmp_path: Path, after: str, stopped: boo
 # what a decoder sends
 
 
-def packet(header: dict[str, Any], *blobs: Any) -> tuple[bytes, int]:
-    file, begin = decoder.pack(header, blobs)
-    return decoder.PACKET.pack(begin), file
+_, PAGE = packets.new_page()
+
+
+def packet(header: dict[str, Any], *blobs: Any) -> Packet:
+    """In a file of its own."""
+    text = json.dumps(header).encode()
+    parts = [memoryview(part) for part in (*blobs, text)]
+    size = sum(map(len, parts))
+    return Packet(packets.PLACE.pack(size - len(text), size), packets.sealed(parts), PAGE)
+
+
+def in_page(header: dict[str, Any], *blobs: Any) -> Packet:
+    """In the page, as a decoder sends it."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, its:
+        packets.send(its, PAGE, header, blobs)
+        return packets.receive(ours, PAGE)
+
+
+WAYS = pytest.mark.parametrize("way", [packet, in_page])
 
 
 def described(**changes: Any) -> dict[str, Any]:
@@ -459,18 +478,43 @@ def described(**changes: Any) -> dict[str, Any]:
 PIXELS = bytes(37 * 51)
 
 
-def judge(body: bytes, file: int) -> Any:
-    before = psutil.Process().num_fds()
+def judge(sent: Packet) -> Any:
     try:
-        return judged(body, file, most=1 << 20, most_header=1 << 16)
+        return judged(sent, most=1 << 20, most_header=1 << 16)
     finally:
-        assert psutil.Process().num_fds() == before - 1  # closed, however it was judged
+        if sent.file is not None:  # it is closed, however it was judged
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(sent.file)
 
 
-def test_an_honest_packet() -> None:
-    reply = judge(*packet(described(), PIXELS))
+@WAYS
+def test_an_honest_packet(way: Callable[..., Packet]) -> None:
+    reply = judge(way(described(), PIXELS))
     assert isinstance(reply, Decoded)
     assert image_of(require_pixels(reply), [png()]).pixels.sum() == 0
+
+
+def test_what_lies_in_the_page_is_copied_before_it_is_judged() -> None:
+    """The next answer lies in the same page, and a decoder that was taken over may write there at any moment."""
+    reply = judge(in_page(described(), PIXELS))
+    PAGE[: len(PIXELS)] = b"\xff" * len(PIXELS)
+    assert image_of(require_pixels(reply), [png()]).pixels.sum() == 0
+
+
+def test_neither_side_can_cut_the_page_away() -> None:
+    file, page = packets.new_page()
+    with pytest.raises(PermissionError):
+        os.ftruncate(file, 1)
+    with pytest.raises(PermissionError):
+        os.ftruncate(file, 2 * packets.PAGE_BYTES)
+    os.close(file)
+    page.close()
+
+
+def test_a_packet_larger_than_the_page_comes_in_a_file() -> None:
+    sent = in_page({}, bytes(packets.PAGE_BYTES))
+    assert sent.file is not None
+    os.close(sent.file)
 
 
 @pytest.mark.parametrize(
@@ -494,9 +538,10 @@ def test_an_honest_packet() -> None:
         {"frame_of_reference": "x" * 70000},
     ],
 )
-def test_forged_descriptions_are_breaches(changes: dict[str, Any]) -> None:
+@WAYS
+def test_forged_descriptions_are_breaches(way: Callable[..., Packet], changes: dict[str, Any]) -> None:
     with pytest.raises(Breach):
-        judge(*packet(described(**changes), PIXELS))
+        judge(way(described(**changes), PIXELS))
 
 
 def test_forged_packets_are_breaches(tmp_path: Path) -> None:
@@ -506,20 +551,23 @@ def test_forged_packets_are_breaches(tmp_path: Path) -> None:
         return file
 
     whole = PIXELS + json.dumps(described()).encode()
-    body = decoder.PACKET.pack(len(PIXELS))
+    place = packets.PLACE.pack
+    message = place(len(PIXELS), len(whole))
     with pytest.raises(Breach):
-        judge(body, file_of(whole))  # not sealed: it could be cut away while it is mapped
+        judge(Packet(message, file_of(whole), PAGE))  # not sealed: it could be cut away while it is mapped
     (tmp_path / "file").write_bytes(whole)
     with pytest.raises(Breach):
-        judge(body, os.open(tmp_path / "file", os.O_RDONLY))
+        judge(Packet(message, os.open(tmp_path / "file", os.O_RDONLY), PAGE))
     with pytest.raises(Breach):
-        judge(body, os.open("/dev/zero", os.O_RDONLY))
-    for wrong in (b"", b"x", decoder.PACKET.pack(0), decoder.PACKET.pack(1 << 63), decoder.PACKET.pack(len(whole))):
-        _, file = packet(described(), PIXELS)
-        with pytest.raises(Breach):
-            judge(wrong, file)
+        judge(Packet(message, os.open("/dev/zero", os.O_RDONLY), PAGE))
+    size = len(whole)
+    places = [(0, size), (1 << 63, size), (size, size), (size, 0), (len(PIXELS), size - 1), (len(PIXELS), 1 << 63)]
+    for wrong in (b"", b"x", *(place(begin, end) for begin, end in places)):
+        for way in (packet, in_page):
+            with pytest.raises(Breach):
+                judge(way(described(), PIXELS)._replace(message=wrong))
     with pytest.raises(Breach):
-        judge(*packet(described(shape=[1, 1, 1, 2 << 20]), bytes(2 << 20)))  # more than it may
+        judge(packet(described(shape=[1, 1, 1, 2 << 20]), bytes(2 << 20)))  # more than it may
 
 
 class Evil:
@@ -529,43 +577,44 @@ class Evil:
 
 def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    file, _ = decoder.pack({}, [PIXELS, pickle.dumps(Evil())])
-    with pytest.raises(Breach):
-        judge(decoder.PACKET.pack(len(PIXELS)), file)
+    for way in (packet, in_page):
+        sent = way({}, PIXELS, pickle.dumps(Evil()))
+        with pytest.raises(Breach):
+            judge(sent._replace(message=packets.PLACE.pack(len(PIXELS), len(PIXELS) + len(pickle.dumps(Evil())))))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("origins", [[[0, 100], [0, 100]], [[1, 100]], [[0, 100], [2, 100]]])
 def test_headers_are_only_those_that_came(origins: list[list[int]]) -> None:
     source = {"format": "dicom", "origins": origins, "frames": [], "padding": False}
-    reply = judge(*packet(described(source=source), PIXELS))
+    reply = judge(packet(described(source=source), PIXELS))
     with pytest.raises(DecoderFault):
         image_of(reply, [sample("CT_small.dcm").read_bytes()])
 
 
 def test_frames_are_only_those_of_files_that_came() -> None:
     source = {"format": "dicom", "origins": [[0, 100]], "frames": [[0, 0], [1, 0]], "padding": False}
-    reply = judge(*packet(described(source=source), PIXELS))
+    reply = judge(packet(described(source=source), PIXELS))
     with pytest.raises(DecoderFault, match="frames"):
         image_of(reply, [sample("CT_small.dcm").read_bytes()])
 
 
 def test_an_error_that_no_decoder_has_is_a_refusal() -> None:
     with pytest.raises(InputError):
-        require_pixels(judge(*packet({"kind": "refused", "code": "invented", "detail": "x"})))
+        require_pixels(judge(packet({"kind": "refused", "code": "invented", "detail": "x"})))
     with pytest.raises(Breach):
-        judge(*packet({"kind": "refused", "code": "invented", "detail": "x" * 5000}))
+        judge(packet({"kind": "refused", "code": "invented", "detail": "x" * 5000}))
 
 
 def test_a_fault_names_its_place_and_nothing_else() -> None:
     header, blobs = decoder.answer([png()], False, None)  # no limits: a fault of ours
     assert header["kind"] == "fault" and not blobs
     with recorded_log() as log, pytest.raises(DecoderFault):
-        require_pixels(judge(*packet(header)))
+        require_pixels(judge(packet(header)))
     (line,) = [json.loads(line) for line in log.getvalue().splitlines()]
     assert line["error"] == "AttributeError" and line["at"].startswith("__init__.py:")
     for text in ("Doe^Jane", "a b", "x" * 100):
         with pytest.raises(Breach):
-            judge(*packet({"kind": "fault", "error": text, "at": "x.py:1"}))
+            judge(packet({"kind": "fault", "error": text, "at": "x.py:1"}))
         with pytest.raises(Breach):
-            judge(*packet({"kind": "fault", "error": "ValueError", "at": text}))
+            judge(packet({"kind": "fault", "error": "ValueError", "at": text}))

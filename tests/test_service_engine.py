@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -646,6 +646,35 @@ def test_an_abandoned_thread_holds_its_place_until_it_is_done() -> None:
         return [*said, await admission.run(request, short)]
 
     assert asyncio.run(scenario()) == ["busy", "second ran"]
+
+
+def test_small_images_take_turns_and_large_ones_neither_wait_nor_hold_them_up() -> None:
+    async def scenario() -> None:
+        admission, inside, leave = Admission(computing=8, waiting=8, seconds=SECONDS, small=2), [], asyncio.Event()
+
+        async def stay(name: str, *, small: bool, turns_out_large: bool = False) -> None:
+            async with admission.slot(Ticket(), small=small) as turn:
+                if turns_out_large:
+                    await turn.aclose()
+                inside.append(name)
+                await leave.wait()
+
+        async def now(*tasks: Coroutine[Any, Any, None]) -> list[asyncio.Task[None]]:
+            started = [asyncio.create_task(task) for task in tasks]
+            for _ in range(10):
+                await asyncio.sleep(0)
+            return started
+
+        tasks = await now(*(stay("small", small=True, turns_out_large=True) for _ in range(2)))
+        tasks += await now(*(stay("small", small=True) for _ in range(4)))
+        assert len(inside) == 4  # two that were large after all, and two
+        tasks += await now(*(stay("large", small=False) for _ in range(3)))
+        assert inside[4:] == ["large"] * 3
+        leave.set()
+        await asyncio.gather(*tasks)
+        assert sorted(inside) == ["large"] * 3 + ["small"] * 6
+
+    asyncio.run(scenario())
 
 
 def test_a_prediction_is_served_without_a_ticket() -> None:

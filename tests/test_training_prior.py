@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from medae.backends.torch import network_of, prior_of
+from medae.calibration import Calibration
 from medae.errors import PackageError, SettingsError, UnfitImage, UsageError
 from medae.experiment import Experiment
 from medae.io import read_image
@@ -146,6 +148,31 @@ def test_a_prior_changes_no_answer(trained: Path, discs: Path) -> None:
     assert np.array_equal(*answers)
 
 
+def test_a_score_asks_the_prior_how_likely_the_codes_are(discs: Path, tmp_path: Path) -> None:
+    asked = {"kind": "anomaly", "scores": [{"kind": "code_likelihood"}, {"kind": "residual"}]}
+    experiment = Experiment.model_validate(codes(discs, prior=SMALL).resolved | {"task": asked})
+    package = train(experiment, tmp_path / "run", progress=False)
+    assert package.prior is not None and package.digest == ModelPackage.load(tmp_path / "run" / "package").digest
+    image = read_image(discs / "images" / "disc-0.png")
+    prediction = Predictor(package)(image)
+    latent = LatentSpace(package).encode(image)
+    assert isinstance(latent, Codes)
+    nats = -prior_of(package).log_likelihood(latent.indices).detach().numpy()
+    expected = np.kron(nats, np.ones((1, 4, 4)))[:, : image.geometry.shape[1], : image.geometry.shape[2]] / 16
+    np.testing.assert_allclose(prediction.image.pixels[0], expected, rtol=1e-4)
+    assert prediction.scores["code_likelihood_mean"] == pytest.approx(expected.mean(), rel=1e-4)
+    scores = {name: np.linspace(0, 1, 200).tolist() for name in ("code_likelihood_mean", "l2_mean")}
+    calibrated = package.calibrated(Calibration.from_scores(scores, package_digest=package.digest))
+    other = with_prior(calibrated, experiment.model_copy(update={"prior": PriorSettings(**SMALL | {"steps": 4})}))
+    assert other.calibration is None, "its scores are of another prior now"
+
+
+def test_a_score_without_a_prior_to_ask_is_refused(discs: Path) -> None:
+    asked = {"kind": "anomaly", "scores": [{"kind": "code_likelihood"}]}
+    with pytest.raises(ValidationError, match="code_likelihood needs a prior over the codes"):
+        Experiment.model_validate(codes(discs).resolved | {"task": asked})
+
+
 def test_a_prior_is_the_same_again(trained: Path, discs: Path) -> None:
     package = ModelPackage.load(trained / "package")
     bare = ModelPackage.seal(package.card.model_copy(update={"prior": None, "prior_sha256": None}), package.weights)
@@ -156,8 +183,6 @@ def test_a_prior_is_the_same_again(trained: Path, discs: Path) -> None:
 
 
 def test_a_calibration_goes_over_to_the_package_with_a_prior(trained: Path) -> None:
-    from medae.calibration import Calibration
-
     package = ModelPackage.load(trained / "package")
     scores = np.linspace(0, 1, 200).tolist()
     score = package.card.task.score_name

@@ -13,7 +13,7 @@ from medae.image import Image
 from medae.metrics.selection import risk_coverage
 from medae.predictor import Predictor
 from medae.tasks import Segmentation
-from medae.uncertainty import RepeatedPredictor, deviation, disagreement
+from medae.uncertainty import RepeatedPredictor, deviation, disagreement, soft_disagreement
 from tests.conftest import untrained_package
 from tests.service_parts import LABELS, OWN_RANGE, SEGNET, denoiser, named, scorer, segmenter
 
@@ -33,6 +33,26 @@ def test_disagreement_is_that_of_the_pairs_in_any_order(given_answers) -> None:
 def test_who_says_the_same_agrees(answer) -> None:
     assert disagreement([answer, answer.copy()]) == 0
     assert disagreement([answer, np.zeros_like(answer)]) == (1 if answer.any() else 0)
+
+
+@given(labels)
+def test_the_softer_the_less_sure(answer) -> None:
+    hard = np.concatenate([(answer == label) for label in (1, 2)]).astype(np.float32)
+    assert soft_disagreement(answer, hard) == 0
+    softened = [soft_disagreement(answer, hard + by * (0.5 - hard)) for by in (0.2, 0.6, 1.0)]
+    assert 0 < softened[0] <= softened[1] <= softened[2] <= 1
+    nothing = np.zeros_like(answer)
+    assert soft_disagreement(nothing, hard) == (1 if answer.any() else 0)
+
+
+def test_soft_dice_costs_no_answer_and_leaves_no_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    repeated, image = RepeatedPredictor(segmenter(), ["soft_dice"]), picture()
+    monkeypatch.setattr(repeated, "_again", None)
+    threshold = halving(repeated, image)
+    prediction = repeated(image, threshold=threshold)
+    assert 0 < prediction.scores["uncertainty_soft_dice"] < 1 and prediction.probabilities is None
+    asked = repeated(image, threshold=threshold, probabilities=True)
+    assert asked.probabilities is not None and asked.scores == prediction.scores
 
 
 @settings(deadline=None)  # the first call imports MONAI
@@ -106,10 +126,11 @@ def test_dropout_draws_and_draws_again_the_same() -> None:
     [
         (scorer(), ["flips"], [], "says itself how unusual"),
         (segmenter(), ["dropout"], [], "trained without dropout"),
+        (denoiser(), ["soft_dice"], [], "of labels and their probabilities"),
         (segmenter(), ["ensemble"], [], "needs other models"),
         (segmenter(), ["flips"], [segmenter()], "needs other models"),
         (segmenter(), ["ensemble"], [denoiser()], "answers another question"),
-        (segmenter(), ["guess"], [], "not known; by flips, dropout, ensemble"),
+        (segmenter(), ["guess"], [], "not known; by soft_dice, flips, dropout, ensemble"),
     ],
 )
 def test_what_cannot_be_repeated_is_refused(package, ways, members, words: str) -> None:

@@ -5,7 +5,7 @@ stay as they are. What is fitted comes from the package's weights under `scores.
 names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -28,12 +28,14 @@ from medae.backends.feature_maps import (
 from medae.errors import PackageError
 from medae.features import FeatureDistance, FilterFeatures
 from medae.features.filters import SCALES
-from medae.networks import Gaussian, Output, run
+from medae.networks import Codes, Gaussian, Output, run
 from medae.networks.base import pad
 from medae.networks.blocks import ConvNormReLU, convolution
+from medae.networks.prior import Prior
 from medae.package import Card
 from medae.scores import (
     SSIM,
+    CodeLikelihood,
     Mahalanobis,
     MapScore,
     Neighbours,
@@ -62,8 +64,12 @@ class Observer(nn.Module):
         return torch.cat([part(x, said) for part in self.parts], dim=1)
 
 
-def observed(network: nn.Module, card: Card, weights: Mapping[str, NDArray[Any]]) -> nn.Module:
+def observed(
+    network: nn.Module, card: Card, weights: Mapping[str, NDArray[Any]], prior: Callable[[], Prior]
+) -> nn.Module:
     """The network as the card's task needs it: itself, or with an observer around it.
+
+    prior: builds the package's, where a score asks for it.
 
     Raises PackageError where a fitted part is missing.
     """
@@ -73,7 +79,12 @@ def observed(network: nn.Module, card: Card, weights: Mapping[str, NDArray[Any]]
     if list(needed) == ["reconstruction"]:
         return network
     observers = {score.key: score for score in card.task.mapped}
-    parts = {name: _part(name, observers, weights, card.receptive_field.dims, network) for name in needed}
+    parts = {
+        name: CodesUnlikely(prior(), getattr(network, "stride", 1))
+        if isinstance(observers.get(name), CodeLikelihood)
+        else _part(name, observers, weights, card.receptive_field.dims, network)
+        for name in needed
+    }
     return Observer(network, parts)
 
 
@@ -191,6 +202,21 @@ class FeatureDifference(nn.Module):
     def forward(self, x: Tensor, said: Output) -> Tensor:
         small = (functional.avg_pool2d(pad(_grey(seen), 2), 2) for seen in (x, said.prediction))
         return enlarged(unplaned(self.distance.map(*small), x), [1] * (x.ndim - 4) + [2, 2], x)
+
+
+class CodesUnlikely(nn.Module):
+    """-ln P of each code, in nats, spread evenly over the voxels it stands for."""
+
+    def __init__(self, prior: Prior, stride: int) -> None:
+        super().__init__()
+        self.prior, self.stride = prior, stride
+
+    def forward(self, x: Tensor, said: Output) -> Tensor:
+        latent = said.latent
+        assert isinstance(latent, Codes), "the experiment has checked that there is a code book"
+        nats = -self.prior.log_likelihood(latent.indices)[:, None]
+        factors = code_factors(x, nats, self.stride)
+        return enlarged(nats / prod(factors), factors, x)
 
 
 class Restored(nn.Module):

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -47,7 +48,8 @@ class TorchBackend:
         cls, network: nn.Module, package: ModelPackage, device: str = "auto", *, dropout_seed: int | None = None
     ) -> Self:
         """The package's network, which is there already, with all that its card needs to know beside its output."""
-        return cls(observed(network, package.card, package.weights), device, dropout_seed=dropout_seed)
+        whole = observed(network, package.card, package.weights, partial(prior_of, package))
+        return cls(whole, device, dropout_seed=dropout_seed)
 
     @classmethod
     def from_package(cls, package: ModelPackage, device: str = "auto", *, dropout_seed: int | None = None) -> Self:
@@ -180,8 +182,9 @@ def limit_memory(device: str, size: int) -> None:
     """Bytes of a CUDA device that this process may use; what needs more is refused with LimitExceeded."""
     chosen = choose_device(device)
     if chosen.type == "cuda":
-        whole = torch.cuda.get_device_properties(chosen).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, size / whole), chosen)
+        number = chosen.index or 0  # torch wants one here
+        whole = torch.cuda.get_device_properties(number).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, size / whole), number)
 
 
 @contextmanager

@@ -29,6 +29,10 @@ class AnswerFile(NamedTuple):
     media_type: str
     data: bytes
 
+    def __repr__(self) -> str:
+        """For people: without the bytes."""
+        return f"AnswerFile(name={self.name!r}, media_type={self.media_type!r}, {len(self.data)} bytes)"
+
 
 class CodedTerm(Settings):
     """A term of a coding scheme, such as 108369006, SCT, "Neoplasm" (DICOM PS3.3 8.8; lengths from PS3.5 6.2)."""

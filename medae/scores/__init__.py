@@ -8,7 +8,7 @@ from medae.scores.appearance import Appearance
 from medae.scores.base import PREFIX, Evidence, Found, MapScore, ObservedScore, Score, parts_of
 from medae.scores.ensemble import RankAverage
 from medae.scores.features import CodeFeatures, Mahalanobis, Neighbours, Texture
-from medae.scores.likelihood import ELBO, KL, NLL, Variance, VarianceHead
+from medae.scores.likelihood import ELBO, KL, NLL, CodeLikelihood, Variance, VarianceHead
 from medae.scores.observed import PerceptualMap, Restoration
 from medae.scores.residual import SSIM, Residual
 from medae.scores.statistics import Profile, Statistics, StatisticScore
@@ -22,6 +22,7 @@ ScoreConfig = Annotated[
     | ELBO
     | Variance
     | VarianceHead
+    | CodeLikelihood
     | Mahalanobis
     | Neighbours
     | Restoration
@@ -40,6 +41,7 @@ __all__ = [
     "SSIM",
     "Appearance",
     "CodeFeatures",
+    "CodeLikelihood",
     "Evidence",
     "Found",
     "Mahalanobis",

@@ -16,9 +16,9 @@ Evidence = Mapping[str, NDArray[Any]]
 """What the back end says, by name, each (channels, *spatial): `reconstruction`, `log_variance`, `kl`, and by the key of
 a score whose map the back end computes itself."""
 
-Need = Literal["code", "distribution", "variance", "codes"]
+Need = Literal["code", "distribution", "variance", "codes", "prior"]
 """Of the network: a latent code; one that is a distribution; a decoder that says its variance; entries of a code
-book."""
+book; and a prior over these."""
 
 
 @dataclass(frozen=True, eq=False)

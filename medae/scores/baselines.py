@@ -135,8 +135,9 @@ class Gaussian:
     """In standard deviations."""
 
     @classmethod
-    def fit(cls, rows: NDArray[np.float64]) -> Self:
-        mean, deviation = rows.mean(0), np.maximum(rows.std(0), 1e-12)
+    def fit(cls, rows: NDArray[np.float64], least: float = 1e-12) -> Self:
+        """least: of a standard deviation."""
+        mean, deviation = rows.mean(0), np.maximum(rows.std(0), least)
         scaled = (rows - mean) / deviation
         return cls(mean, deviation, whitening_of(scaled, shrinkage=0.05), scaled)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveFloat
 
-from medae.scores.base import Evidence, MapScore, Need
+from medae.scores.base import Evidence, MapScore, Need, ObservedScore
 
 LOG_TWO_PI = float(np.log(2 * np.pi))
 
@@ -65,6 +65,24 @@ class ELBO(MapScore):
         constant = len(x) * (0.5 * LOG_TWO_PI + np.log(self.deviation))
         nats: NDArray[Any] = squares / np.float32(2 * self.deviation**2) + np.float32(constant) + evidence["kl"]
         return nats
+
+
+class CodeLikelihood(ObservedScore):
+    """-ln P of each code where it stands, by the prior over the codes, spread over the voxels it stands for.
+
+    Marimont 2021, "Anomaly detection through latent space restoration using vector quantized variational
+    autoencoders", https://arxiv.org/abs/2012.06765. What is likely depends on where the prior begins to read, so that
+    the image must be seen whole.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"codes", "prior"})
+    fits: ClassVar[bool] = True
+
+    kind: Literal["code_likelihood"] = "code_likelihood"
+
+    @property
+    def whole(self) -> bool:
+        return True
 
 
 class Variance(MapScore):

@@ -13,6 +13,8 @@ from medae.scores.baselines import Gaussian, nearest
 
 DARKEST = 1 / 256
 """No light at all would have an infinite optical density."""
+STEADY = 0.01
+"""What is the same in all normal images, such as no constant line in any, is taken to vary so much."""
 LEAST = 1e-6
 """Of a score, before its logarithm is taken."""
 SAME = 1e-4
@@ -54,7 +56,7 @@ class StatisticScore(Score, ABC):
     ) -> dict[str, NDArray[Any]]:
         """What is kept of normal images (C, S, R, W), of which the members' values are known."""
         known = values or [{}] * len(images)
-        gaussian = Gaussian.fit(np.stack([self._row(*each) for each in zip(images, known, strict=True)]))
+        gaussian = Gaussian.fit(np.stack([self._row(*each) for each in zip(images, known, strict=True)]), STEADY)
         kept = {"mean": gaussian.mean, "deviation": gaussian.deviation}
         return kept | ({"rows": gaussian.rows} if self.by == "neighbours" else {"whitening": gaussian.whitening})
 

@@ -241,8 +241,8 @@ def _finish(training: Training) -> ModelPackage:
             "run.json and metrics.jsonl say what became of each case"
         )
     best = ModelPackage.load(training.out / PACKAGE)
-    package = finished(best, training.experiment, training.material.validation)
-    package = _with_prior(training, package)
+    package = _with_prior(training, best)  # first: a score may ask it
+    package = finished(package, training.experiment, training.material.validation)
     if package is not best:
         package.save(training.out / PACKAGE)
     training.state.finished = True

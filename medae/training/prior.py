@@ -1,12 +1,13 @@
 """Training a prior over the codes of a package's network, on the codes of whole images.
 
-The package that comes out answers as before, under a digest of its own; a calibration that it had is taken over. Every
-random draw is a function of (seed, step).
+The package that comes out answers as before, under a digest of its own; a calibration that it had is taken over, unless
+a score asks the prior. Every random draw is a function of (seed, step).
 """
 
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from medae.metrics.detection import NORMAL
 from medae.networks import Codes
 from medae.networks.prior import Prior, PriorSettings, words
 from medae.package import ModelPackage
+from medae.scores import CodeLikelihood
 from medae.tasks import Anomaly
 from medae.training.material import seed_of
 from medae.training.validation import weights_of
@@ -59,7 +61,10 @@ def with_prior(
         "bits_per_code_without_neighbours": round(Usage.of(validation, entries).bits, 4),
     }
     told = settings.model_copy(update={"grid": experiment.prior_grid}).model_dump(mode="json")
-    return package.retold(weights_of(prior), prior=told, metrics=package.card.metrics | {"prior": metrics})
+    made = package.retold(weights_of(prior), prior=told, metrics=package.card.metrics | {"prior": metrics})
+    task = package.card.task
+    asked = isinstance(task, Anomaly) and any(isinstance(score, CodeLikelihood) for score in task.scores)
+    return replace(made, calibration=None) if asked else made
 
 
 def codes_of(space: LatentSpace, experiment: Experiment, split: Split) -> list[Tensor]:

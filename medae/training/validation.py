@@ -127,11 +127,11 @@ def finished(package: ModelPackage, experiment: Experiment, validation: Sequence
     """
     if not isinstance(experiment.task, Anomaly):
         return package
-    card = card_of(experiment, package.card.metrics, trained=True)
+    card = card_of(experiment, package.card.metrics, trained=True).model_copy(update={"prior": package.card.prior})
     normal = (case for case in experiment.data.cases("train") if case.label in (None, NORMAL))
     images = (image for case in normal if (image := _readable(case, experiment)) is not None)
     whole = fit_scores(
-        ModelPackage.seal(card, package.weights),
+        ModelPackage.seal(card, package.weights, package.prior),
         images,
         device=experiment.training.device,
         seed=experiment.training.seed,
@@ -160,7 +160,7 @@ def _tested(package: ModelPackage, experiment: Experiment) -> ModelPackage:
         "beware": found["verdict"],
     }
     card = package.card.model_copy(update={"metrics": package.card.metrics | {"test": test}})
-    sealed = ModelPackage.seal(card, package.weights)
+    sealed = ModelPackage.seal(card, package.weights, package.prior)
     if package.calibration is None:
         return sealed
     return sealed.calibrated(package.calibration.model_copy(update={"package_digest": sealed.digest}))

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -21,12 +21,16 @@ from medae_service.problems import Refusal
 
 T = TypeVar("T")
 
+SMALL_VOXELS = 1 << 20
+"""Of a decoded image that is one tile or few."""
+
 
 class Admission:
     """The places of one worker. Everything but the work itself happens on the event loop."""
 
-    def __init__(self, *, computing: int, waiting: int, seconds: float) -> None:
+    def __init__(self, *, computing: int, waiting: int, seconds: float, small: int | None = None) -> None:
         self.computing = computing
+        self._small = asyncio.Semaphore(small or computing)
         self._waiting = waiting
         self._limit = seconds
         self._slots = asyncio.Semaphore(computing)
@@ -71,11 +75,18 @@ class Admission:
             left.cancel()
 
     @asynccontextmanager
-    async def slot(self, ticket: Ticket) -> AsyncIterator[None]:
-        """One of the places to decode and compute in; they are given in the order in which they are asked for."""
-        async with self._slots:
-            ticket.check()
-            yield
+    async def slot(self, ticket: Ticket, *, small: bool = False) -> AsyncIterator[AsyncExitStack]:
+        """One of the places to decode and compute in; they are given in the order in which they are asked for.
+
+        Small images take turns among themselves, and none of them waits for a large one. What is yielded ends the turn
+        of one that turns out to be large.
+        """
+        async with AsyncExitStack() as turn:
+            if small:
+                await turn.enter_async_context(self._small)
+            async with self._slots:
+                ticket.check()
+                yield turn
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """What `work` gives, on a thread. Returns only when that has ended, even when this was cancelled."""

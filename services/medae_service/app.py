@@ -21,7 +21,7 @@ from medae.image import Image
 from medae.io import read_image
 from medae.pseudonyms import Pseudonyms
 from medae_service import items, limits
-from medae_service.admission import Admission
+from medae_service.admission import SMALL_VOXELS, Admission
 from medae_service.answering import (
     STEM,
     Answer,
@@ -104,7 +104,10 @@ class _Doors:
         self._pseudonyms = None if settings.id_key is None else Pseudonyms.from_file(settings.id_key)
         self._read = read
         self._admission = Admission(
-            computing=settings.computing, waiting=settings.waiting, seconds=settings.compute_seconds
+            computing=settings.computing,
+            waiting=settings.waiting,
+            seconds=settings.compute_seconds,
+            small=settings.small,
         )
 
     async def ask(self, request: Request, endpoint: Endpoint) -> Response:
@@ -162,10 +165,12 @@ class _Doors:
         finish: Callable[[Answer], T],
     ) -> T:
         """From the files of one image to what `finish` makes of its answer, in one of the places to compute."""
-        async with self._admission.slot(ticket):
+        async with self._admission.slot(ticket, small=all(isinstance(file, bytes) for file in files)) as turn:
             with counted(asked.model):
                 with stage("decode"):
                     image = await self._read(files)
+                if image.pixels.size > SMALL_VOXELS:
+                    await turn.aclose()
 
                 def work() -> T:
                     made = compute(

@@ -1,7 +1,8 @@
 """What a decoder sends, judged as if an attacker had sent it, who took the decoder over with a picture.
 
 So it is plain data of a fixed form and never a pickle: sizes are checked against the file and the limits, and so are
-the seals, without which a sender could cut the file away under our feet. Of DICOM headers a decoder tells only where
+the seals, without which a sender could cut the file away under our feet. What lies in the page, which the sender can
+still change, is copied before it is looked at. Of DICOM headers a decoder tells only where
 they end; they are read again from what the client sent. Error texts go to that client alone.
 """
 
@@ -21,13 +22,10 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 from medae.errors import GeometryError, LimitExceeded, SeriesError, UnreadableImage, UnsupportedImage
 from medae.image import Geometry, Image, Source
 from medae.settings import Settings
-from medae_service import decoder
+from medae_service import packets
 from medae_service.uploads import Uploaded
 
 logger = logging.getLogger(__name__)
-
-_SMALL = 1 << 22
-"""Bytes that are sooner copied than mapped; a mapping also holds a descriptor, and there may be many tiles."""
 
 DType = Literal[
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"
@@ -116,34 +114,46 @@ class Decoded:
         return isinstance(self.said.source, _Dicom)
 
 
-def judged(body: bytes, file: int, *, most: int, most_header: int) -> "Decoded | _Refused | _Fault":
+def judged(packet: packets.Packet, *, most: int, most_header: int) -> "Decoded | _Refused | _Fault":
     """A packet, judged. Raises Breach for one that no decoder of ours sends."""
     try:
-        (begin,) = decoder.PACKET.unpack(body)
-        size = os.fstat(file).st_size
-        is_sealed = fcntl.fcntl(file, fcntl.F_GET_SEALS) & decoder.SEALS == decoder.SEALS
-        if not (is_sealed and begin <= most and 0 < size - begin <= most_header):
+        begin, end = packets.PLACE.unpack(packet.message)
+        if not (begin <= most and 0 < end - begin <= most_header and _is_whole(packet, end)):
             raise Breach
-        reply = _REPLY.validate_json(os.pread(file, size - begin, begin))
+        reply = _REPLY.validate_json(_header(packet, begin, end))
         if not isinstance(reply, _Answer):
             return reply
         if reply.pixel_bytes + reply.padding_bytes != begin:
             raise Breach
-        return _mapped(reply, file, begin)
-    except (decoder.PACKET_ERROR, OSError, ValueError):  # a ValidationError is a ValueError
+        return _arrays(reply, _blobs(packet, begin))
+    except (packets.PLACE_ERROR, OSError, ValueError):  # a ValidationError is a ValueError
         raise Breach from None
     finally:
-        os.close(file)
+        if packet.file is not None:
+            os.close(packet.file)
 
 
-def _mapped(said: _Answer, file: int, size: int) -> Decoded:
-    raw: NDArray[np.uint8]
-    if size <= _SMALL:
-        raw = np.empty(size, np.uint8)
-        if os.preadv(file, [raw.data], 0) != size:
-            raise Breach
-    else:  # private: kernels before 6.7 share no file that is sealed against writing
-        raw = np.frombuffer(mmap.mmap(file, size, mmap.MAP_PRIVATE, mmap.PROT_READ), np.uint8)
+def _is_whole(packet: packets.Packet, end: int) -> bool:
+    """Whether all of it is there, and stays so."""
+    if packet.file is None:
+        return end <= len(packet.page)
+    is_sealed = fcntl.fcntl(packet.file, fcntl.F_GET_SEALS) & packets.SEALS == packets.SEALS
+    return is_sealed and os.fstat(packet.file).st_size == end
+
+
+def _header(packet: packets.Packet, begin: int, end: int) -> bytes:
+    return packet.page[begin:end] if packet.file is None else os.pread(packet.file, end - begin, begin)
+
+
+def _blobs(packet: packets.Packet, size: int) -> NDArray[np.uint8]:
+    """A copy out of the page, or a file's map: private, since kernels before 6.7 share none that is sealed against
+    writing."""
+    if packet.file is None:
+        return np.frombuffer(packet.page, np.uint8, size).copy()
+    return np.frombuffer(mmap.mmap(packet.file, size, mmap.MAP_PRIVATE, mmap.PROT_READ), np.uint8)
+
+
+def _arrays(said: _Answer, raw: NDArray[np.uint8]) -> Decoded:
     stored, outside = raw[: said.pixel_bytes], raw[said.pixel_bytes :]
     # a bool that is neither 0 nor 1 is not to come into being
     values = stored != 0 if said.dtype == "bool" else stored.view(said.dtype)

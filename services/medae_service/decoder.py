@@ -1,77 +1,32 @@
-"""One decoder: a child process that turns files into pixels, and the packets by which it is asked.
+"""One decoder: a child process that turns files into pixels.
 
 A picture is a program for a decoder written in C. So it runs in a process of its own that has nothing: no socket of the
 service, no torch, no file that was not there before it (it may write none), little time and memory. The kernel ends it
 with its parent, however that dies, and it leaves neither messages nor a core file.
 
-A packet names where a header begins in the anonymous file (memfd) that comes with it: first blobs, pixels or the files
-of the request, then the header in JSON. Nothing of it has a name on a disk, and a crash leaves nothing.
-What comes back from here is judged in decoding.py as if an attacker had sent it.
+What comes back from here is judged in decoded.py as if an attacker had sent it.
 """
 
 import ctypes
-import fcntl
 import json
 import math
+import mmap
 import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-READY = b"ready"
-PACKET = struct.Struct(">Q")
-PACKET_ERROR = struct.error
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-"""Of every packet's file: nobody changes it any more, so that a reader may map it."""
+from medae_service import packets
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 _OPEN_FILES = 64
 _OUT_OF_MEMORY = 3
-
-
-def pack(header: dict[str, Any], blobs: Sequence[Any] = ()) -> tuple[int, int]:
-    """A sealed file, its descriptor, and where its header begins."""
-    file = os.memfd_create("medae", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        begin = sum(_write(file, blob) for blob in blobs)
-        _write(file, json.dumps(header).encode())
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
-    except BaseException:
-        os.close(file)
-        raise
-    return file, begin
-
-
-def _write(file: int, blob: Any) -> int:
-    rest = memoryview(blob).cast("B")
-    size = len(rest)
-    while rest:  # the kernel takes 2 GB at once at most
-        rest = rest[os.write(file, rest) :]
-    return size
-
-
-def send(channel: socket.socket, header: dict[str, Any], blobs: Sequence[Any] = ()) -> None:
-    """One packet; the file is the receiver's alone afterwards."""
-    file, begin = pack(header, blobs)
-    try:
-        socket.send_fds(channel, [PACKET.pack(begin)], [file])
-    finally:
-        os.close(file)
-
-
-def receive(channel: socket.socket) -> tuple[bytes, int | None]:
-    """The next packet and its file, which the caller closes; (b"", None) when the other side is gone."""
-    try:
-        body, files, _, _ = socket.recv_fds(channel, 64, 1, socket.MSG_CMSG_CLOEXEC)
-    except ConnectionError:
-        return b"", None
-    return body, files[0] if files else None
 
 
 def main(order: dict[str, Any]) -> None:
@@ -84,15 +39,14 @@ def main(order: dict[str, Any]) -> None:
     limits = DEFAULT_LIMITS.model_validate(order["limits"])
     _warm_up()
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    page = mmap.mmap(order["page"], packets.PAGE_BYTES)
+    os.close(order["page"])
     with socket.socket(fileno=sys.stdin.fileno()) as channel:
-        channel.send(READY)
-        while True:
-            body, file = receive(channel)
-            if file is None:
-                return
+        channel.send(packets.READY)
+        while (packet := packets.receive(channel, page)).message:
             _grant_seconds(order["seconds"])
-            header, blobs = answer(*_question(file, *PACKET.unpack(body)), limits)
-            send(channel, header, blobs)
+            header, blobs = answer(*_question(packet), limits)
+            packets.send(channel, page, header, blobs)
             del header, blobs
 
 
@@ -134,11 +88,12 @@ def _warm_up() -> None:
     assert tifffile and nibabel.nifti2 and medae.io.dicom and medae.io.nifti and medae.io.raster
 
 
-def _question(file: int, begin: int) -> tuple[list[Path | bytes], bool]:
+def _question(packet: packets.Packet) -> tuple[list[Path | bytes], bool]:
     """The files of a request, and whether their samples are label numbers."""
-    with os.fdopen(file, "rb") as stream:
+    begin, end = packets.PLACE.unpack(packet.message)
+    with nullcontext(packet.page) if packet.file is None else os.fdopen(packet.file, "rb") as stream:
         stream.seek(begin)
-        header = json.loads(stream.read())
+        header = json.loads(stream.read(end - begin))
         stream.seek(0)
         files = [Path(at) if isinstance(at, str) else stream.read(at) for at in header["files"]]
     return files, header["labels"]

@@ -6,6 +6,7 @@ and no other. Pixels come back in sealed anonymous files, which are mapped and n
 
 import asyncio
 import json
+import mmap
 import os
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medae.image import Image
-from medae_service import decoder
+from medae_service import decoder, packets
 from medae_service.decoded import Breach, Decoded, DecoderFault, image_of, judged, require_pixels
 from medae_service.metrics import DECODER_RESTARTS
 from medae_service.problems import Refusal
@@ -83,8 +84,8 @@ class Decoders:
         settings = self._settings
         try:
             async with asyncio.timeout(settings.decode_seconds):
-                body, file = await child.ask(files, as_labels)
-            reply = judged(body, file, most=settings.decode_memory_bytes, most_header=(1 << 18) + 64 * len(files))
+                packet = await child.ask(files, as_labels)
+            reply = judged(packet, most=settings.decode_memory_bytes, most_header=(1 << 18) + 64 * len(files))
         except TimeoutError:
             self._replace(child)
             raise _refusal(f"it was not decoded within {settings.decode_seconds:g} s") from None
@@ -113,6 +114,7 @@ class Decoders:
         return child
 
     def _replace(self, child: "_Child") -> None:
+        child.forget()
         self._nursery.end(child)
         self._idle.appendleft(self._nursery.start())
         DECODER_RESTARTS.inc()
@@ -146,22 +148,26 @@ class _Nursery:
     def _start(self) -> "_Started":
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        order = json.dumps({**self._order, "parent": os.getpid()})
-        with its:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", decoder.__name__, order],
-                stdin=its.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                close_fds=True,
-                start_new_session=True,
-            )
-        started = _Started(process, ours)
+        descriptor, page = packets.new_page()
+        order = json.dumps({**self._order, "parent": os.getpid(), "page": descriptor})
+        try:
+            with its:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", decoder.__name__, order],
+                    stdin=its.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(descriptor,),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(descriptor)
+        started = _Started(process, ours, page)
         self._living.add(started)
         return started
 
     def _end(self, child: "_Child") -> None:
-        started = child.started.result()
+        started = child.process()
         self._living.discard(started)
         started.end()
 
@@ -170,64 +176,85 @@ class _Nursery:
 class _Started:
     process: subprocess.Popen[bytes]
     channel: socket.socket
+    page: mmap.mmap
 
     def end(self) -> None:
         self.channel.close()
         self.process.kill()
         self.process.wait()
+        self.page.close()
 
 
 class _Child:
     """One decoder, as the event loop sees it."""
 
     def __init__(self, started: "Future[_Started]") -> None:
-        self.started = started
-        self._is_ready = False
+        self._starting = started
+        self._started: _Started | None = None  # once it is ready
+        self._next: asyncio.Future[packets.Packet] | None = None
+        self._is_gone = False
 
     @property
     def is_gone(self) -> bool:
-        """Whether it was started and is dead now."""
-        if not self.started.done() or self.started.exception() is not None:
+        """Whether it was started and has ended."""
+        if self._started is not None:
+            return self._is_gone
+        if not self._starting.done() or self._starting.exception() is not None:
             return False  # `ready` tells
-        return self.started.result().process.poll() is not None
+        return self._starting.result().process.poll() is not None
 
     async def ready(self) -> None:
         """Raises DecoderFault where it does not become so."""
-        if self._is_ready:
+        if self._started is not None:
             return
-        await asyncio.shield(asyncio.wrap_future(self.started))
+        self._started = await asyncio.shield(asyncio.wrap_future(self._starting))
+        asyncio.get_running_loop().add_reader(self._started.channel, self._take, self._started)
         try:
             async with asyncio.timeout(START_SECONDS):
-                body, _ = await self._packet()
+                message = (await self._packet()).message
         except TimeoutError:
-            body = b""
-        if body != decoder.READY:
+            message = b""
+        if message != packets.READY:
             raise DecoderFault("a decoder did not start")
-        self._is_ready = True
 
-    async def ask(self, files: Sequence[Uploaded], as_labels: bool) -> tuple[bytes, int]:
+    async def ask(self, files: Sequence[Uploaded], as_labels: bool) -> packets.Packet:
         """The packet of its answer. Raises Breach where there is none."""
+        assert self._started is not None
         given = [len(file) if isinstance(file, bytes) else os.fspath(file) for file in files]
         blobs = [file for file in files if isinstance(file, bytes)]
+        question = {"files": given, "labels": as_labels}
         try:
-            decoder.send(self.started.result().channel, {"files": given, "labels": as_labels}, blobs)
+            packets.send(self._started.channel, self._started.page, question, blobs)
         except ConnectionError:
             raise Breach from None
-        body, file = await self._packet()
-        if file is None:
+        packet = await self._packet()
+        if not packet.message:
             raise Breach
-        return body, file
+        return packet
 
-    async def _packet(self) -> tuple[bytes, int | None]:
-        loop = asyncio.get_running_loop()
-        channel = self.started.result().channel
-        come = asyncio.Event()
-        loop.add_reader(channel, come.set)
-        try:
-            await come.wait()
-        finally:
-            loop.remove_reader(channel)
-        return decoder.receive(channel)
+    async def _packet(self) -> packets.Packet:
+        self._next = asyncio.get_running_loop().create_future()
+        return await self._next
+
+    def _take(self, started: _Started) -> None:
+        """Its channel has something: an answer, or its end."""
+        packet = packets.receive(started.channel, started.page)
+        if not packet.message:
+            self.forget()
+        if self._next is not None and not self._next.done():
+            self._next.set_result(packet)
+        elif packet.file is not None:  # nobody asked
+            os.close(packet.file)
+
+    def forget(self) -> None:
+        """Nothing of it is looked at any more."""
+        self._is_gone = True
+        if self._started is not None:
+            asyncio.get_running_loop().remove_reader(self._started.channel)
+
+    def process(self) -> _Started:
+        """It, once it is there; for the thread that ends it."""
+        return self._starting.result()
 
 
 def _refusal(reason: str) -> Refusal:

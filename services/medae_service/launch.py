@@ -25,6 +25,9 @@ from medae_service.security import is_loopback
 from medae_service.settings import CONFIG_VARIABLE, ServiceSettings, WorkerSettings
 
 RUNTIME_PREFIX = "medae-serve-"
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""The allocator asks for them with madvise (glibc 2.35 and later)."""
+SMALL_ON_CPU = 2
 CHECK_SECONDS = 5
 """Between two looks at the workers; one that died is replaced then."""
 
@@ -85,7 +88,8 @@ def resolve(settings: ServiceSettings) -> WorkerSettings:
         "packages": tuple(str(Path(name).resolve()) if Path(name).is_dir() else name for name in names),
         "host": host,
         "port": _free_port(host, settings.port),
-        "workers": settings.workers or _default_workers(settings.device),
+        "workers": settings.workers or _gpus(settings.device) or cores(),
+        "small": settings.small or (settings.computing if _gpus(settings.device) else SMALL_ON_CPU),
         "allowed_hosts": (*settings.allowed_hosts, host),
         # not resolved: a secret that is a link is changed by changing the link
         "token_file": settings.token_file and settings.token_file.absolute(),
@@ -118,14 +122,11 @@ def _free_port(host: str, port: int) -> int:
         raise UsageError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another") from None
 
 
-def _default_workers(device: str) -> int:
-    """One a device on GPUs; else one a core that this process may use."""
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+def _gpus(device: str) -> int:
+    """How many this service uses."""
     if device.startswith("cuda:"):
         return 1
-    if device != "cpu" and gpus:
-        return gpus
-    return cores()
+    return 0 if device == "cpu" else len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 @contextlib.contextmanager
@@ -167,6 +168,9 @@ def _run(settings: WorkerSettings, folder: Path) -> None:
         {
             CONFIG_VARIABLE: str(path),
             "OMP_NUM_THREADS": "1",
+            # huge pages for the heap: else the speed of a process is a matter of luck, a fifth up or down, with the
+            # places of its pages in the caches
+            "GLIBC_TUNABLES": ":".join(filter(None, (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES))),
             "BENTOML_DO_NOT_TRACK": "True",
             # metrics of another service would be wiped, and ours by it, in the shared default folder
             "BENTOML_HOME": str(_private(folder / "bentoml")),

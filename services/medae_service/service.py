@@ -4,6 +4,7 @@ The supervisor imports this module too, to read the configuration, so models and
 """
 
 import ctypes
+import gc
 import importlib
 import os
 import signal
@@ -25,6 +26,8 @@ from medae_service.security import door
 from medae_service.settings import worker_settings
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+COLLECT_AFTER = (20_000, 20, 20)
+"""gc.set_threshold: a request leaves some dozens of objects in cycles."""
 READERS = ("imagecodecs", "tifffile", "nibabel", "medae.io.dicom", "medae.io.dicom_seg")
 """Imported before the first request, which would wait for them: seconds for highdicom."""
 
@@ -64,6 +67,7 @@ class Medae(NativeEndpoints):
         for reader in READERS:
             importlib.import_module(reader)
         logs.configure()
+        _collect_rarely()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # BentoML is not typed
     def close(self) -> None:
@@ -96,6 +100,14 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != settings.launcher:  # it died before the call above
         raise SystemExit("the supervisor is gone")
+
+
+def _collect_rarely() -> None:
+    """The half million objects of torch and the readers are never looked at again: a full collection of them holds
+    all threads up for a quarter of a second, and came several times a minute."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def _load_models() -> None:

@@ -46,7 +46,10 @@ class ServiceSettings(Settings):
     """From the end of a request's body to its answer, waiting included; then 503, and its work stops."""
     computing: PositiveInt = 8
     """Requests that one worker decodes and computes at once; their tiles take turns at its device."""
-    waiting: NonNegativeInt = 16
+    small: PositiveInt | None = None
+    """Small images among them. Default: two on a CPU, one running while another is decoded or written, since more have
+    no place in the caches; on a GPU all, to fill its batches."""
+    waiting: NonNegativeInt = 32
     """Requests that may wait for one worker's device; more are answered 429."""
     waiting_tiles: PositiveInt = 1024
     """Tiles of all requests that may wait for one device; a request waits with its next ones until there is room."""
