@@ -47,7 +47,7 @@ SETS = {
 DATA = Path("../shared/data")
 AGAINST = "l2_mean"
 """Of the same network: what the other scores are compared with."""
-COMPARED = ("variance_head_mean", "ssim_mean", "mahalanobis_code_mean", "neighbours_code_mean", "rank_average")
+COMPARED = ("variance_head_mean", "ssim_mean", "mahalanobis_code_mean", "neighbours_code_mean", "rank_")
 
 
 class Scored(NamedTuple):

@@ -208,7 +208,7 @@ def memory(folder: Path, scale: float, book: Book) -> None:
     if not model.exists():
         untrained(Restoration(), DnCNNSettings(depth=2, features=2), 3).save(model)
     peaks = {}
-    for count in (2_000, int(100_000 * scale), int(200_000 * scale)):
+    for count in (2_000, int(200_000 * scale), int(100_000 * scale)):
         cases = folder / f"{count}.csv"
         cases.write_text("id,path\n" + "".join(f"c{n:07d},{source}/t{n % 100:06d}.png\n" for n in range(count)))
         command = [*BATCH, str(model), str(cases), "--out", str(folder / f"o{count}"), "--output", "table"]

@@ -16,8 +16,8 @@ import json
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,13 +32,15 @@ from benchmarks.lines import Lines
 from medae.experiment import Experiment
 from medae.image import Image
 from medae.io import read_image, read_labels
-from medae.metrics.selection import risk_coverage
+from medae.metrics.selection import UNCERTAINTY, risk_coverage
 from medae.package import ModelPackage
 from medae.predictor import USUAL
 from medae.training import train
 from medae.training.gate import SCORE
 from medae.uncertainty import RepeatedPredictor, disagreement
 
+WAYS = ("soft_dice", "flips", "dropout")
+"""Of uncertainty."""
 Array = NDArray[Any]
 Damage = Callable[[Array, np.random.Generator], Array]
 """(C, S, R, W) and chances -> the same shape and range."""
@@ -55,7 +57,8 @@ def _like(values: Array, pixels: Array) -> Array:
         return np.clip(np.rint(values), 0, 255).astype(np.uint8)
     levels = np.unique(pixels).astype(float)
     step = np.diff(levels).min() if len(levels) > 1 else 1.0
-    return (levels[0] + np.rint((values - levels[0]) / step) * step).astype(np.float32)
+    made: Array = (levels[0] + np.rint((values - levels[0]) / step) * step).astype(np.float32)
+    return made
 
 
 def noise(pixels: Array, rng: np.random.Generator) -> Array:
@@ -267,9 +270,9 @@ def _crops(
     return made
 
 
-def measure(bench: Bench, package: ModelPackage) -> dict[str, Any]:
+def measure(bench: Bench, package: ModelPackage, ways: Sequence[str]) -> dict[str, Any]:
     """All numbers of one trained model."""
-    repeated = RepeatedPredictor(package, ["soft_dice", "flips", "dropout"])
+    repeated = RepeatedPredictor(package, ways)
     looks = {"own": [_looked(repeated, case.image) for case in bench.own]}
     looks |= {name: [_looked(repeated, image) for image in images] for name, images in bench.strangers.items()}
     rng = np.random.default_rng(0)
@@ -311,9 +314,9 @@ def _answered(predictor: RepeatedPredictor, image: Image, target: Image) -> dict
     return {
         "dice": 1 - disagreement([prediction.image.pixels, target.pixels]),
         "gate": min(_looked(predictor, image).strangeness, 1e6),
-        "soft_dice": prediction.scores["uncertainty_soft_dice"],
-        "flips": prediction.scores["uncertainty_flips"],
-        "dropout": prediction.scores["uncertainty_dropout"],
+        **{
+            name.removeprefix(UNCERTAINTY): at for name, at in prediction.scores.items() if name.startswith(UNCERTAINTY)
+        },
         "softmax": 1 - float(np.maximum(soft.pixels.max(0), background).mean()),
     }
 
@@ -328,11 +331,8 @@ def _auroc(own: list[Look], others: list[Look]) -> float:
 def _doubt(answers: list[dict[str, float]]) -> dict[str, Any]:
     """How well each doubt orders the answers by their error."""
     risk = 1 - np.array([answer["dice"] for answer in answers])
-    doubts = {
-        name: np.array([answer[name] for answer in answers])
-        for name in ("gate", "soft_dice", "flips", "dropout", "softmax")
-    }
-    for other in ("soft_dice", "flips"):
+    doubts = {name: np.array([answer[name] for answer in answers]) for name in answers[0] if name != "dice"}
+    for other in [name for name in ("soft_dice", "flips") if name in doubts]:
         doubts[f"gate and {other}, mean rank"] = rankdata(doubts["gate"]) + rankdata(doubts[other])
     return {
         "cases": len(answers),
@@ -351,20 +351,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", choices=BENCHES, nargs="*", default=list(BENCHES))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--ways", choices=WAYS, nargs="*", default=list(WAYS), help="of uncertainty")
+    parser.add_argument("--cases", type=int, help="so many own test cases at most")
     parser.add_argument("--json", type=Path, help="the numbers of every run; what is there is not made again")
     arguments = parser.parse_args()
     lines = Lines(arguments.json)
     for name in arguments.only:
         for seed in arguments.seeds:
-            run = {"model": name, "seed": seed}
-            print(json.dumps(lines.made(run, partial(trained_and_measured, name, arguments.data, seed))), flush=True)
+            make = partial(trained_and_measured, name, arguments.data, seed, arguments.ways, arguments.cases)
+            print(json.dumps(lines.made({"model": name, "seed": seed}, make)), flush=True)
 
 
-def trained_and_measured(name: str, data: Path, seed: int) -> dict[str, Any]:
+def trained_and_measured(name: str, data: Path, seed: int, ways: Sequence[str], cases: int | None) -> dict[str, Any]:
     """All numbers of one training."""
     with tempfile.TemporaryDirectory() as work:
         bench = BENCHES[name](data, Path(work), seed)
-        return measure(bench, train(bench.experiment, Path(work) / "run", progress=False))
+        package = train(bench.experiment, Path(work) / "run", progress=False)
+        return measure(replace(bench, own=bench.own[:cases]), package, ways)
 
 
 if __name__ == "__main__":

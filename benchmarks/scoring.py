@@ -42,6 +42,10 @@ SCORES: dict[str, list[dict[str, Any]]] = {
     "mahalanobis, texture": [{"kind": "mahalanobis", "features": TEXTURE}],
     "neighbours, code": [{"kind": "neighbours", "features": CODE}],
     "perceptual": [{"kind": "perceptual"}],
+    "residual, appearance (a gate's)": [
+        {"kind": "appearance", "by": "neighbours", "count": 1, "members": ["l2_mean"]},
+        {"kind": "residual"},
+    ],
     "residual, statistics, their ranks (the demo's)": [
         {"kind": "rank_average", "members": ["l2_top_percent", "statistics"]},
         {"kind": "residual", "reducer": {"kind": "top_percent", "percent": 20}},

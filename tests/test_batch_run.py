@@ -317,7 +317,7 @@ def test_a_list_says_what_is_to_be_done(ask: Ask, pictures: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("id,path\na,p0.png\nA,p1.png\n", "two of the first 2 cases have one id"),
+        ("id,path\na,p0.png\nA,p1.png\n", "two of the 2 cases have one id"),
         ("id,path\na/b,p0.png\na_b,p1.png\n", "have one id"),
         ("id,file\na,p0.png\n", "column `path`"),
         ("id,path\na,\n", "row 1 of a list of cases has no path"),

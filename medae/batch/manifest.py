@@ -3,8 +3,9 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,13 +96,14 @@ class Listing:
         *,
         out: Path | None = None,
         allow: Sequence[str] = (),
-        known: Mapping[bytes, str] | None = None,
+        known: Callable[[], Mapping[bytes, str]] = dict,
         may_be_empty: bool = False,
         pseudonyms: Pseudonyms | None = None,
         series: str | None = None,
         resample_gaps: bool = False,
     ) -> None:
-        """allow: the beginnings of the URLs that may be read. known: ids of an earlier listing, by their first file.
+        """allow: the beginnings of the URLs that may be read. known: gives the ids of an earlier listing, by their
+        first file; asked only where an input does not name its cases itself.
 
         pseudonyms: ids, and a list's patients, become keyed hashes of what they would be; known ones stay.
         series: of the DICOM series in each input just one, by its number or SeriesInstanceUID; None or "all": each.
@@ -111,13 +113,17 @@ class Listing:
         self._inputs = inputs
         self._out = out
         self._allow = allow
-        self._names = _Names(known or {}, pseudonyms)
+        self._known = known
         self._pseudonyms = pseudonyms
         self._may_be_empty = may_be_empty
         self._series = None if series in (None, ALL) else series_named(series)
         self._resample_gaps = resample_gaps
         self.passed_over = 0
         """Files of folders and archives that are no images (notes, thumbnails), once all items are listed."""
+
+    @cached_property
+    def _names(self) -> "_Names":
+        return _Names(self._known(), self._pseudonyms)
 
     def __iter__(self) -> Iterator[Item]:
         """Raises UsageError where an input names nothing, where none holds an image, and where `out` is an input."""

@@ -12,6 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,10 @@ _AFTER_SCORES = (
     ),
     *("output_digests", "input_digest", *(f"seconds_{stage}" for stage in STAGES), "code", "reason", "medae", "device"),
 )
+
+
+PART = 16
+"""Chunks of a file of the table."""
 
 
 class Latest(NamedTuple):
@@ -186,8 +191,12 @@ def write(folder: Folder, plan: Plan, packages: Sequence[str]) -> None:
         for package in packages:
             part = made / f"package={package}"
             part.mkdir(parents=True)
-            for number, table in enumerate(tables(folder, plan, package)):
-                pq.write_table(table, part / f"part-{number:05d}.parquet", compression="zstd")
+            rows = tables(folder, plan, package)
+            for number in range(-(-plan.count // (CHUNK * PART))):
+                first = next(rows)
+                with pq.ParquetWriter(part / f"part-{number:05d}.parquet", first.schema, compression="zstd") as writer:
+                    for table in (first, *islice(rows, PART - 1)):
+                        writer.write_table(table)
         _swap(made, folder.results)
     finally:
         shutil.rmtree(made, ignore_errors=True)

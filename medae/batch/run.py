@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,12 +107,11 @@ def _plan(folder: Folder, settings: BatchSettings, models: Sequence[Model], *, f
         return Plan.open(folder.plan)
     journal.sweep(folder)
     earlier = Plan.open(folder.plan) if folder.plan.exists() else None
-    known = known_ids(earlier) if earlier else {}
     listing = Listing(
         settings.inputs,
         out=settings.out,
         allow=settings.allow,
-        known=known,
+        known=partial(known_ids, earlier) if earlier else dict,
         may_be_empty=bool(earlier),
         pseudonyms=None if settings.id_key is None else Pseudonyms.from_file(settings.id_key),
         series=settings.series,

@@ -25,7 +25,7 @@ GateReject = Annotated[float | None, typer.Option(help="The same before `reject`
 Uncertainty = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="WAY", help="flips, dropout or ensemble: how far answers differ when this changes; again for more."
+        metavar="WAY", help="soft_dice, flips, dropout or ensemble: how unsure the answer is by this; again for more."
     ),
 ]
 Members = Annotated[
