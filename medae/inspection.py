@@ -14,6 +14,7 @@ from rich.table import Table
 from medae import package as packages
 from medae.batch.manifest import Item
 from medae.batch.sources import fetch
+from medae.batch.work import read_item
 from medae.errors import InputError, UnknownModel
 from medae.image import Image
 from medae.io import DEFAULT_LIMITS, read_image
@@ -105,7 +106,7 @@ def check_item(item: Item, package: ModelPackage | None) -> Finding:
     """Read an item and, given a package, prepare it as its network would see it."""
     try:
         fetched = fetch(item.files, DEFAULT_LIMITS)
-        image = read_image(fetched.sources if len(fetched.sources) > 1 else fetched.sources[0])
+        image = read_item(item, fetched.sources)
         needs = None if package is None else footprint(package, image, stored=fetched.fingerprint.size)
     except InputError as error:
         return Finding(item, False, str(error), error.code)

@@ -23,6 +23,7 @@ from medae_service.app import create_app, paths
 from medae_service.models import Models
 from medae_service.security import door
 from medae_service.settings import WorkerSettings
+from tests.batch_parts import write_series
 from tests.service_parts import (
     PNG,
     Broken,
@@ -116,6 +117,25 @@ def test_the_slices_of_a_series_come_as_repeated_files(client: TestClient) -> No
     names = zipfile.ZipFile(io.BytesIO(response.content)).namelist()
     assert len(names) == len(series) + 1
     assert "image_restored/0001.dcm" in names
+
+
+def test_one_of_several_series_is_chosen_and_made_even(client: TestClient, tmp_path: Path) -> None:
+    paths = [*write_series(tmp_path / "a", [0, 5], "1.2.3.1"), *write_series(tmp_path / "b", [0, 5, 15], "1.2.3.2")]
+    files = [("file", path.read_bytes()) for path in paths]
+
+    def names(query: str) -> list[str]:
+        response = client.post(f"/v1/restore?{query}", files=files, headers={"Accept": "application/zip"})
+        assert response.status_code == 200, response.text
+        return zipfile.ZipFile(io.BytesIO(response.content)).namelist()
+
+    assert "[2]" in problem(client.post("/v1/restore", files=files), 422, "bad-series")
+    problem(client.post("/v1/restore?series=3", files=files), 422, "bad-series")
+    problem(client.post("/v1/restore?series=2", files=files), 422, "bad-series")  # uneven
+    for chosen in ("1", "1.2.3.1"):
+        assert names(f"series={chosen}") == [f"image_restored/000{n}.dcm" for n in (1, 2)] + ["image_summary.json"]
+    assert names("series=2&resample_gaps=true") == ["image_restored.nii.gz", "image_summary.json"]
+    for query in ("series=first", "series=0", "resample_gaps=1"):
+        problem(client.post(f"/v1/restore?{query}", files=files), 400, "bad-call")
 
 
 def test_threshold_is_the_callers(client: TestClient) -> None:

@@ -33,11 +33,13 @@ from medae_service.packets import Packet
 from medae_service.problems import Refusal
 from medae_service.settings import WorkerSettings
 from medae_service.uploads import Uploaded
+from tests.batch_parts import write_series
 from tests.dicom_made import sample
 from tests.service_parts import png, recorded_log
 from tests.test_io_volumes import MHA, nrrd
 
 T = TypeVar("T")
+AS_IMAGE = {"labels": False, "series": None, "resample_gaps": False}
 SERIES = [Path(name) for name in sorted(get_testdata_files("dicomdirtests/98892001/CT5N/*"))]
 
 
@@ -210,6 +212,20 @@ def test_labels_are_read_as_numbers() -> None:
     labels, colours = run(work)
     same(labels, read_labels(target.getvalue()))
     assert labels.channels == 1 and colours.channels == 3
+
+
+def test_one_of_several_series_and_slices_made_even(tmp_path: Path) -> None:
+    two = [*write_series(tmp_path / "a", [0, 5], "1.2.3.1"), *write_series(tmp_path / "b", [0, 5, 15, 20], "1.2.3.2")]
+
+    async def work(decoders: Decoders) -> tuple[Image, Image]:
+        with pytest.raises(SeriesError, match="choose one by its number"):
+            await decoders.read(two)
+        return await decoders.read(two, series=1), await decoders.read(two, series="1.2.3.2", resample_gaps=True)
+
+    chosen, even = run(work)
+    same(chosen, read_image(two, series="1.2.3.1"))
+    same(even, read_image(two, series=2, resample_gaps=True))
+    assert chosen.geometry.shape[0] == 2 and even.geometry.shape[0] == 5
 
 
 @pytest.mark.parametrize(
@@ -471,7 +487,7 @@ WAYS = pytest.mark.parametrize("way", [packet, in_page])
 
 
 def described(**changes: Any) -> dict[str, Any]:
-    header, _ = decoder.answer([png()], False, WorkerSettings().limits)
+    header, _ = decoder.answer([png()], AS_IMAGE, WorkerSettings().limits)
     return header | changes
 
 
@@ -607,7 +623,7 @@ def test_an_error_that_no_decoder_has_is_a_refusal() -> None:
 
 
 def test_a_fault_names_its_place_and_nothing_else() -> None:
-    header, blobs = decoder.answer([png()], False, None)  # no limits: a fault of ours
+    header, blobs = decoder.answer([png()], AS_IMAGE, None)  # no limits: a fault of ours
     assert header["kind"] == "fault" and not blobs
     with recorded_log() as log, pytest.raises(DecoderFault):
         require_pixels(judge(packet(header)))

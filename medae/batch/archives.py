@@ -167,20 +167,39 @@ def group_members(archive: Path) -> tuple[list[tuple[str, ...]], int]:
 
     Raises UsageError for an archive that cannot be read, or that no honest tool makes.
     """
-    try:
+    with _refused_whole():
         opened = _opened(archive)
         is_dicom = {name: _is_dicom(opened, name, entry) for name, entry in opened.entries.items() if is_seen(name)}
         alone = [(name,) for name, so in is_dicom.items() if not so and counts_as_image(name)]
         groups = [*alone, *_series(opened, [name for name, so in is_dicom.items() if so])]
+    place = {name: number for number, name in enumerate(opened.entries)}
+    groups.sort(key=lambda group: min(place[name] for name in group))
+    return groups, len(opened.entries) - sum(len(group) for group in groups)
+
+
+def choose_members(archive: Path, series: int | str) -> tuple[tuple[str, ...], int | None, int]:
+    """The members of the one series that is meant, and which volume in them it is, as `dicom.choose_series` says; and
+    how many files are left out. Raises UsageError also where that is not clear, with what there is.
+    """
+    with _refused_whole():
+        opened = _opened(archive)
+        names = [name for name, entry in opened.entries.items() if is_seen(name) and _is_dicom(opened, name, entry)]
+        with _unpacked(opened, sorted(names)) as of:
+            paths, number = dicom.choose_series(list(of), series)
+            chosen = tuple(of[path] for path in paths)
+    return chosen, number, len(opened.entries) - len(chosen)
+
+
+@contextmanager
+def _refused_whole() -> Iterator[None]:
+    try:
+        yield
     except InputError as error:
         raise UsageError(f"an archive among the inputs is refused: {error}") from None
     except _DAMAGE as error:
         raise UsageError(
             f"an archive among the inputs cannot be read ({type(error).__name__}); is it whole? Pack it again"
         ) from None
-    place = {name: number for number, name in enumerate(opened.entries)}
-    groups.sort(key=lambda group: min(place[name] for name in group))
-    return groups, len(opened.entries) - sum(len(group) for group in groups)
 
 
 def read_member(archive: Path, name: str, limits: Limits) -> bytes:
@@ -221,7 +240,14 @@ def _is_dicom(opened: _Archive, name: str, entry: Entry) -> bool:
 
 
 def _series(opened: _Archive, names: Iterable[str]) -> list[tuple[str, ...]]:
-    """DICOM members, grouped by their headers; each lies in a file of our naming meanwhile."""
+    """DICOM members, grouped by their headers."""
+    with _unpacked(opened, names) as of:
+        return [tuple(of[path] for path in series.paths) for series in dicom.group_series(list(of))] if of else []
+
+
+@contextmanager
+def _unpacked(opened: _Archive, names: Iterable[str]) -> Iterator[dict[Path, str]]:
+    """Members in files of our naming, while the block runs."""
     with tempfile.TemporaryDirectory() as folder:
         of = {}
         for number, name in enumerate(names):
@@ -230,7 +256,7 @@ def _series(opened: _Archive, names: Iterable[str]) -> list[tuple[str, ...]]:
             path = Path(folder) / f"{number:08d}"
             path.write_bytes(opened.read(name, entry.size))
             of[path] = name
-        return [tuple(of[path] for path in series.paths) for series in dicom.group_series(list(of))] if of else []
+        yield of
 
 
 def _admit(entry: Entry, limits: Limits) -> None:

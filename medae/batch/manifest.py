@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medae.batch.sources import File, Member, is_url, to_bytes
-from medae.errors import UsageError
-from medae.io import dicom
+from medae.errors import InputError, UsageError
+from medae.io import DEFAULT_LIMITS, dicom
+from medae.io.dicom_directory import is_directory, referenced_files
+from medae.io.dicom_options import series_named
 from medae.pseudonyms import Pseudonyms
 
 IMAGE_SUFFIXES = (
@@ -23,6 +25,9 @@ item with a reason, and is not passed over. Whether a file really is an image, i
 
 LIST_SUFFIXES = (".csv", ".parquet")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+ALL = "all"
+"""Instead of one of several series: each."""
 
 HEAD_BYTES = 132
 
@@ -42,6 +47,10 @@ class Item(NamedTuple):
     """What a list says about it; kept beside its results."""
     packages: tuple[str, ...] = ()
     """The models that are still to answer it; none named: all."""
+    series: int | None = None
+    """Which of several volumes in its files, as `read_image` counts them."""
+    resample_gaps: bool = False
+    """Whether unevenly spaced slices are made even."""
 
     @property
     def stem(self) -> str:
@@ -63,12 +72,14 @@ def list_items(
     out: Path | None = None,
     allow: Sequence[str] = (),
     pseudonyms: Pseudonyms | None = None,
+    series: str | None = None,
+    resample_gaps: bool = False,
 ) -> Manifest:
-    """The items that `inputs` name; `out`, where answers go, is never taken for an input.
+    """The items that `inputs` name; `out`, where answers go, is never taken for an input. The rest is as in Listing.
 
     Raises UsageError where an input names nothing, where none holds an image, and where `out` is an input.
     """
-    listing = Listing(inputs, out=out, allow=allow, pseudonyms=pseudonyms)
+    listing = Listing(inputs, out=out, allow=allow, pseudonyms=pseudonyms, series=series, resample_gaps=resample_gaps)
     return Manifest(tuple(listing), listing.passed_over)
 
 
@@ -88,11 +99,15 @@ class Listing:
         known: Callable[[], Mapping[bytes, str]] = dict,
         may_be_empty: bool = False,
         pseudonyms: Pseudonyms | None = None,
+        series: str | None = None,
+        resample_gaps: bool = False,
     ) -> None:
         """allow: the beginnings of the URLs that may be read. known: gives the ids of an earlier listing, by their
         first file; asked only where an input does not name its cases itself.
 
         pseudonyms: ids, and a list's patients, become keyed hashes of what they would be; known ones stay.
+        series: of the DICOM series in each input just one, by its number or SeriesInstanceUID; None or "all": each.
+        resample_gaps: whether unevenly spaced slices are made even.
         may_be_empty: whether a folder without images is no mistake, as that of a job that recurs.
         """
         self._inputs = inputs
@@ -101,6 +116,8 @@ class Listing:
         self._known = known
         self._pseudonyms = pseudonyms
         self._may_be_empty = may_be_empty
+        self._series = None if series in (None, ALL) else series_named(series)
+        self._resample_gaps = resample_gaps
         self.passed_over = 0
         """Files of folders and archives that are no images (notes, thumbnails), once all items are listed."""
 
@@ -122,12 +139,15 @@ class Listing:
                     others.append(path)
                 elif path.is_dir():
                     found += _walk(path, self._out)
+                elif medium := _medium(path):
+                    found += medium
                 else:
                     named.append(path)
         nothing = True
-        for item in self._items(named, found, others):
+        items = self._items(named, found, others) if self._series is None else self._chosen(named, found, others)
+        for item in items:
             nothing = False
-            yield item
+            yield item._replace(resample_gaps=True) if self._resample_gaps else item
         if nothing and not self._may_be_empty:
             raise UsageError(
                 f"no image among the inputs ({self.passed_over} files looked at); images are PNG, JPEG, TIFF, NIfTI, "
@@ -142,6 +162,32 @@ class Listing:
         self.passed_over += len(found) - used
         for other in others:
             yield from self._elsewhere(other)
+
+    def _chosen(self, named: Sequence[Path], found: Sequence[Path], others: Sequence[str | Path]) -> Iterator[Item]:
+        """One series of those in the files and folders, and one of each archive; lists and URLs name their images."""
+        assert self._series is not None
+        files = [path for path in dict.fromkeys([*named, *found]) if _is_dicom(path)]
+        if files or not others:
+            try:
+                paths, number = dicom.choose_series(files, self._series)
+            except InputError as error:
+                raise UsageError(f"--series: {error}") from None
+            self.passed_over += len(found) - len(set(paths) & set(found))
+            yield Item(self._names.of(_stem(paths), paths[0]), paths, series=number)
+        for other in others:
+            if isinstance(other, str) or other.name.lower().endswith(LIST_SUFFIXES):
+                yield from self._elsewhere(other)
+                continue
+            from medae.batch.archives import choose_members
+
+            names, number, passed_over = choose_members(other, self._series)
+            self.passed_over += passed_over
+            yield self._of_archive(other, names)._replace(series=number)
+
+    def _of_archive(self, archive: Path, names: Sequence[str]) -> Item:
+        first = Member(archive, names[0])
+        name = self._names.of(_stem([Path(name) for name in names]), first)
+        return Item(name, (first, *(Member(archive, name) for name in names[1:])))
 
     def _elsewhere(self, other: str | Path) -> Iterator[Item]:
         if isinstance(other, str):
@@ -169,10 +215,7 @@ class Listing:
             groups, passed_over = group_members(other)
             self.passed_over += passed_over
             for group in groups:
-                yield Item(
-                    self._names.of(_stem([Path(name) for name in group]), first := Member(other, group[0])),
-                    (first, *(Member(other, name) for name in group[1:])),
-                )
+                yield self._of_archive(other, group)
 
     def _keyed(self, item: Item) -> Item:
         """An item of a list, which names its case itself."""
@@ -216,6 +259,15 @@ def counts_as_image(name: str) -> bool:
 
 def _counts_as_image(path: Path) -> bool:
     return counts_as_image(path.name) or _is_dicom(path)
+
+
+def _medium(path: Path) -> list[Path]:
+    """The files that a DICOMDIR names. None where it is no DICOMDIR, or where reading it will say what is wrong."""
+    try:
+        with path.open("rb") as file:
+            return referenced_files(path, DEFAULT_LIMITS) if is_directory(file.read(1024)) else []
+    except (OSError, InputError):
+        return []
 
 
 def _is_dicom(path: Path) -> bool:

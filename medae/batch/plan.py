@@ -27,6 +27,8 @@ SCHEMA = pa.schema(
         ("files", pa.list_(pa.binary())),
         ("patient", pa.string()),
         ("target", pa.string()),
+        ("series", pa.int32()),
+        ("resample_gaps", pa.bool_()),
     ]
 )
 CHUNK = 1 << 12
@@ -76,7 +78,14 @@ class Plan:
 
 
 def item_of(row: dict[str, Any]) -> Item:
-    return Item(row["id"], tuple(from_bytes(line) for line in row["files"]), row["patient"], row["target"])
+    return Item(
+        row["id"],
+        tuple(from_bytes(line) for line in row["files"]),
+        row["patient"],
+        row["target"],
+        series=row["series"],
+        resample_gaps=row["resample_gaps"],
+    )
 
 
 def write_plan(
@@ -165,4 +174,6 @@ def _columns(items: list[Item]) -> dict[str, list[Any]]:
         "files": [[to_bytes(file) for file in item.files] for item in items],
         "patient": [item.patient for item in items],
         "target": [item.target for item in items],
+        "series": [item.series for item in items],
+        "resample_gaps": [item.resample_gaps for item in items],
     }

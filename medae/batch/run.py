@@ -114,6 +114,8 @@ def _plan(folder: Folder, settings: BatchSettings, models: Sequence[Model], *, f
         known=partial(known_ids, earlier) if earlier else dict,
         may_be_empty=bool(earlier),
         pseudonyms=None if settings.id_key is None else Pseudonyms.from_file(settings.id_key),
+        series=settings.series,
+        resample_gaps=settings.resample_gaps,
     )
     # what was answered stays in the table when its input is taken away, as after a night's work
     answered = journal.read(journal.segments(folder), ["id"])["id"]

@@ -65,6 +65,12 @@ class BatchSettings(Settings):
     """When the models' gates warn."""
     dicom: DicomAnswers = DEFAULT_DICOM
     """How answers to DICOM are written."""
+    series: str | None = None
+    """Of the DICOM series in files and folders one, and one of each archive: by its number in the list that a wrong
+    number gives, or by its SeriesInstanceUID. By default, or `all`: each."""
+    resample_gaps: bool = False
+    """Make unevenly spaced slices even, where at most one is missing in a row, and do not refuse them; their answers
+    are NIfTI."""
     id_key: Path | None = None
     """A file with the secret key of the site (`openssl rand -hex 32`): ids of cases and patients in names of answers,
     tables and logs are then keyed hashes, and answers can be de-identified."""
@@ -156,6 +162,7 @@ def _key(package: ModelPackage, settings: BatchSettings, embeds: bool) -> str:
         "summaries": settings.summaries,
         "threshold": settings.threshold,
         "dicom": settings.dicom.texts(),
+        "resample_gaps": settings.resample_gaps,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 

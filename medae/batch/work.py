@@ -132,10 +132,16 @@ def decode(item: Item, limits: Limits = DEFAULT_LIMITS, allow: Sequence[str] = (
         with clock("read"):
             sources, fingerprint = fetch(item.files, limits, allow)
         with clock("decode"):
-            return read_image(sources if len(sources) > 1 else sources[0], limits=limits)
+            return read_item(item, sources, limits)
 
     image = _attempt(read)
     return Decoded(image, fingerprint, clock.stages)
+
+
+def read_item(item: Item, sources: Sequence[Path | bytes], limits: Limits = DEFAULT_LIMITS) -> Image:
+    """The image of a case whose files were fetched. Raises as read_image."""
+    source = sources if len(sources) > 1 else sources[0]
+    return read_image(source, limits=limits, series=item.series, resample_gaps=item.resample_gaps)
 
 
 class Hand:

@@ -25,6 +25,8 @@ from medae.cli.options import (
     Out,
     Output,
     Package,
+    ResampleGaps,
+    Series,
     Uncertainty,
     gate_limits,
     keep_heap,
@@ -155,6 +157,8 @@ def predict(
     gate_review: GateReview = None,
     gate_reject: GateReject = None,
     dicom: Dicom = None,
+    series: Series = None,
+    resample_gaps: ResampleGaps = False,
     id_key: IdKey = None,
     device: Device = "auto",
 ) -> None:
@@ -177,7 +181,7 @@ def predict(
     others = [load(other) for other in member or ()]
     predictor = open_predictor(model, uncertainty or (), members=others, device=device, limits=limits)
     require_writable(out)
-    manifest = list_items(inputs, out=out, pseudonyms=pseudonyms)
+    manifest = list_items(inputs, out=out, pseudonyms=pseudonyms, series=series, resample_gaps=resample_gaps)
     with Progress(out / "results.csv", stderr()) as progress:
         progress.begin(len(manifest.items), passed_over=manifest.passed_over)
         outcomes = predict_items(
@@ -238,6 +242,8 @@ def models(as_json: AsJson = False) -> None:
 def check(
     inputs: Inputs,
     package: Annotated[str | None, typer.Option(help="Would this model take them?", show_default=False)] = None,
+    series: Series = None,
+    resample_gaps: ResampleGaps = False,
 ) -> None:
     """Say of each image whether it would be accepted and, if not, why; given a package also the memory of a run, for
     which the network sees one empty tile."""
@@ -247,7 +253,8 @@ def check(
 
     require_existing(inputs)
     model = load(package) if package else None
-    findings = [check_item(item, model) for item in list_items(inputs).items]
+    listed = list_items(inputs, series=series, resample_gaps=resample_gaps)
+    findings = [check_item(item, model) for item in listed.items]
     for finding in findings:
         typer.echo(finding)
     if package and (memory := memory_of(findings, package)) is not None:

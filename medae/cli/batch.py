@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medae.cli.options import AsJson, Dicom, IdKey
+from medae.cli.options import AsJson, Dicom, IdKey, ResampleGaps, Series
 from medae.cli.terminal import print_json, stderr
 from medae.errors import InputError, UsageError
 
@@ -53,6 +53,8 @@ def run(
         float | None, typer.Option(help="Segmentation: a probability. Score: a target false-positive rate.")
     ] = None,
     dicom: Dicom = None,
+    series: Series = None,
+    resample_gaps: ResampleGaps = False,
     id_key: IdKey = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
@@ -72,6 +74,8 @@ def run(
         "output": output,
         "threshold": threshold,
         "dicom": _dicom(dicom),
+        "series": series,
+        "resample_gaps": resample_gaps or None,
         "id_key": id_key,
         "device": device,
         "workers": workers,

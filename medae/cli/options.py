@@ -47,6 +47,20 @@ IdKey = Annotated[
     Path | None,
     typer.Option(help="A file with a secret key: ids in names and tables become keyed hashes.", show_default=False),
 ]
+Series = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|UID|all",
+        help="Of several DICOM series in the inputs one, by its number (a wrong one lists them) or its UID; all: each.",
+        show_default=False,
+    ),
+]
+ResampleGaps = Annotated[
+    bool,
+    typer.Option(
+        "--resample-gaps", help="Make unevenly spaced slices even, with NIfTI answers; else they are refused."
+    ),
+]
 Output = Literal["default", "probabilities", "labels-nifti", "summary", "overlay"]
 
 

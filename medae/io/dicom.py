@@ -27,7 +27,15 @@ from medae.io.dicom_pixels import modality_values, padding_values, stored_frames
 from medae.io.dicom_stacks import description, geometry_of, in_order, listing, stacks_of
 from medae.io.guard import DEFAULT_LIMITS, Limits
 
-__all__ = ["DicomSource", "SeriesFiles", "encode_restored", "group_series", "is_dicom", "read_dicom"]
+__all__ = [
+    "DicomSource",
+    "SeriesFiles",
+    "choose_series",
+    "encode_restored",
+    "group_series",
+    "is_dicom",
+    "read_dicom",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +139,30 @@ def _chosen(stacks: list[list[Slice]], series: int | str | None) -> list[Slice]:
             "give them one by one"
         )
     return stack
+
+
+def choose_series(
+    files: Sequence[Path], series: int | str, limits: Limits = DEFAULT_LIMITS
+) -> tuple[tuple[Path, ...], int | None]:
+    """The files of the one series that is meant, by their headers alone; and, where they hold several volumes, which of
+    these it is, as `read_dicom` counts them.
+
+    Numbers are those of `read_dicom`'s refusal of the same files in the order of their paths; files that are damaged
+    or hold no picture are passed over. Raises SeriesError, which lists what there is.
+    """
+    slices: list[Slice] = []
+    for path in sorted(files):
+        try:
+            slices += read_slices(path, limits, whole=False)
+        except InputError:
+            logger.info("a DICOM file without readable pictures was passed over")
+    if not slices:
+        raise SeriesError("there is no DICOM series to choose")
+    chosen = _chosen(stacks_of(slices), series)
+    paths = tuple(dict.fromkeys(at.file for at in chosen if isinstance(at.file, Path)))
+    within = stacks_of(at for at in slices if at.file in set(paths))
+    number = next(number for number, stack in enumerate(within, 1) if stack[0] is chosen[0])
+    return paths, number if len(within) > 1 else None
 
 
 def _source(slices: Sequence[Slice], number: dict[int, int], padding: NDArray[np.bool_] | None) -> DicomSource:

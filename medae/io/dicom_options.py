@@ -3,6 +3,7 @@
 Loads neither pydicom nor highdicom, so that every door can read the words before there is an image.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -10,6 +11,8 @@ from pydantic import Field, ValidationError
 
 from medae.errors import UsageError
 from medae.settings import Settings
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 MapForm = Literal["seg", "parametric", "overlay"]
 Maps = Annotated[tuple[MapForm, ...], Field(min_length=1, max_length=3, json_schema_extra={"uniqueItems": True})]
@@ -64,6 +67,18 @@ class DicomAnswers(Settings):
 
 
 DEFAULT_DICOM = DicomAnswers()
+
+
+def series_named(text: str) -> int | str:
+    """One of several series as people name it: its number in the list of them, or its SeriesInstanceUID.
+
+    Raises UsageError, which does not repeat it.
+    """
+    if text.isascii() and text.isdigit() and int(text[:9]) > 0:
+        return int(text[:9])
+    if len(text) <= 64 and _UID.fullmatch(text):
+        return text
+    raise UsageError("a series is named by its number in the list of them, from 1, or by its SeriesInstanceUID")
 
 
 def _value(name: str, text: str) -> Any:

@@ -17,7 +17,7 @@ from medae.answers import Output, answer_files, check_dicom, check_output, summa
 from medae.errors import MedaeError, UsageError
 from medae.image import Image
 from medae.io.answer import AnswerFile
-from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers, series_named
 from medae.predictor import USUAL, check_call
 from medae.pseudonyms import Pseudonyms
 from medae.verdict import GateLimits
@@ -39,13 +39,15 @@ GATE = ("gate_review", "gate_reject")
 """When the gate of a model warns."""
 DICOM = "dicom_"
 """Before the names of DicomAnswers' fields, in a query."""
+READING = ("series", "resample_gaps")
+"""How several DICOM files become one image."""
 
 _OF_SEG = ("dicom_seg", "dicom_empty_frames")
 _OF_ANY = ("dicom_compress", "dicom_report", "dicom_deidentify")
 PARAMETERS: dict[Endpoint, tuple[str, ...]] = {
-    "segment": ("model", "output", "threshold", *GATE, *_OF_SEG, *_OF_ANY),
-    "restore": ("model", "output", "noise", *GATE, *_OF_ANY),
-    "score": ("model", "output", "threshold", "dicom_map", "dicom_empty_frames", *_OF_ANY),
+    "segment": ("model", "output", "threshold", *GATE, *READING, *_OF_SEG, *_OF_ANY),
+    "restore": ("model", "output", "noise", *GATE, *READING, *_OF_ANY),
+    "score": ("model", "output", "threshold", *READING, "dicom_map", "dicom_empty_frames", *_OF_ANY),
 }
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
@@ -60,6 +62,10 @@ class Question:
     noise: float | None = None
     gate: GateLimits = USUAL
     dicom: DicomAnswers = DEFAULT_DICOM
+    series: int | str | None = None
+    """Of several, by number or SeriesInstanceUID."""
+    resample_gaps: bool = False
+    """Whether unevenly spaced slices are made even."""
 
     def require_fit(self, model: Model, pseudonyms: Pseudonyms | None = None) -> None:
         """Raises UsageError for what this model does not know; before any upload."""
@@ -90,7 +96,15 @@ def parse_query(query: QueryParams, endpoint: Endpoint) -> Question:
         _noise(query.get("noise")),
         _gate(query),
         DicomAnswers.from_texts(dicom),
+        None if (series := query.get("series")) is None else series_named(series),
+        _resample_gaps(query.get("resample_gaps", "false")),
     )
+
+
+def _resample_gaps(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise UsageError("resample_gaps is true or false")
+    return text == "true"
 
 
 def _gate(query: QueryParams) -> GateLimits:

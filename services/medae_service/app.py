@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -44,8 +44,13 @@ from medae_service.uploads import Uploaded, uploaded_files
 
 T = TypeVar("T")
 
-Read = Callable[[Sequence[Uploaded]], Awaitable[Image]]
-"""The files of one image, decoded. Raises InputError, and Refusal."""
+
+class Read(Protocol):
+    """The files of one image, decoded, as read_image does it. Raises InputError, and Refusal."""
+
+    def __call__(
+        self, files: Sequence[Uploaded], /, *, series: int | str | None, resample_gaps: bool
+    ) -> Awaitable[Image]: ...
 
 
 def create_app(settings: WorkerSettings, models: Models, read: Read | None = None) -> Starlette:
@@ -81,8 +86,11 @@ async def _on_client_left(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-async def _read_here(settings: WorkerSettings, files: Sequence[Uploaded]) -> Image:
-    return await asyncio.to_thread(read_image, files[0] if len(files) == 1 else files, limits=settings.limits)
+async def _read_here(
+    settings: WorkerSettings, files: Sequence[Uploaded], *, series: int | str | None, resample_gaps: bool
+) -> Image:
+    read = partial(read_image, limits=settings.limits, series=series, resample_gaps=resample_gaps)
+    return await asyncio.to_thread(read, files[0] if len(files) == 1 else files)
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,8 @@ class _Doors:
         async with self._admission.slot(ticket, small=all(isinstance(file, bytes) for file in files)) as turn:
             with counted(asked.model):
                 with stage("decode"):
-                    image = await self._read(files)
+                    question = asked.question
+                    image = await self._read(files, series=question.series, resample_gaps=question.resample_gaps)
                 if image.pixels.size > SMALL_VOXELS:
                     await turn.aclose()
 

@@ -49,6 +49,11 @@ class _Volume(Settings):
     dtype: DType
 
 
+class _Array(Settings):
+    format: Literal["array"]
+    """Of no file any more: slices that were made even."""
+
+
 class _Dicom(Settings):
     format: Literal["dicom"]
     origins: tuple[tuple[NonNegativeInt, PositiveInt], ...]
@@ -64,7 +69,7 @@ class _Answer(Settings):
     unit: Literal["mm", "px"]
     volumes: PositiveInt
     frame_of_reference: Annotated[str, Field(max_length=1024)] | None
-    source: Annotated[_Raster | _Nifti | _Volume | _Dicom, Field(discriminator="format")]
+    source: Annotated[_Raster | _Nifti | _Volume | _Array | _Dicom, Field(discriminator="format")]
 
     @property
     def pixel_bytes(self) -> int:
@@ -179,7 +184,7 @@ def image_of(read: Decoded, files: Sequence[Uploaded]) -> Image:
 
 
 def _source(
-    said: _Raster | _Nifti | _Volume | _Dicom, padding: NDArray[np.bool_] | None, files: Sequence[Uploaded]
+    said: _Raster | _Nifti | _Volume | _Array | _Dicom, padding: NDArray[np.bool_] | None, files: Sequence[Uploaded]
 ) -> Source:
     if isinstance(said, _Raster):
         from medae.io.raster import RasterSource
@@ -193,6 +198,8 @@ def _source(
         from medae.io.volume import VolumeSource
 
         return VolumeSource(said.format, said.dtype)
+    if isinstance(said, _Array):
+        return Source()
     from medae.io.dicom_file import DicomSource, read_header
 
     indices = {index for index, _ in said.origins}

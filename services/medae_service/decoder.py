@@ -88,25 +88,27 @@ def _warm_up() -> None:
     assert tifffile and nibabel.nifti2 and medae.io.dicom and medae.io.nifti and medae.io.raster
 
 
-def _question(packet: packets.Packet) -> tuple[list[Path | bytes], bool]:
-    """The files of a request, and whether their samples are label numbers."""
+def _question(packet: packets.Packet) -> tuple[list[Path | bytes], dict[str, Any]]:
+    """The files of a request, and how they are read: as labels or not, which series, with gaps or without."""
     begin, end = packets.PLACE.unpack(packet.message)
     with nullcontext(packet.page) if packet.file is None else os.fdopen(packet.file, "rb") as stream:
         stream.seek(begin)
         header = json.loads(stream.read(end - begin))
         stream.seek(0)
-        files = [Path(at) if isinstance(at, str) else stream.read(at) for at in header["files"]]
-    return files, header["labels"]
+        files = [Path(at) if isinstance(at, str) else stream.read(at) for at in header.pop("files")]
+    return files, header
 
 
-def answer(files: Sequence[Path | bytes], as_labels: bool, limits: Any) -> tuple[dict[str, Any], list[Any]]:
+def answer(files: Sequence[Path | bytes], how: dict[str, Any], limits: Any) -> tuple[dict[str, Any], list[Any]]:
     """Header and blobs of the answer: the image, why it was refused, or which fault of ours it met."""
     from medae.errors import InputError
     from medae.io import read_image, read_labels
 
     try:
-        image = (read_labels if as_labels else read_image)(files[0] if len(files) == 1 else files, limits=limits)
-        return _described(image)
+        source = files[0] if len(files) == 1 else files
+        if how["labels"]:
+            return _described(read_labels(source, limits=limits))
+        return _described(read_image(source, limits=limits, series=how["series"], resample_gaps=how["resample_gaps"]))
     except InputError as error:
         return {"kind": "refused", "code": error.code, "detail": str(error)}, []
     except MemoryError:

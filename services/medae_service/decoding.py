@@ -56,14 +56,22 @@ class Decoders:
         """Starts the children and returns at once; they are ready half a second later. `read` does it if need be."""
         self._idle.extend(self._nursery.start() for _ in range(self.count - len(self._idle)))
 
-    async def read(self, files: Sequence[Uploaded], *, as_labels: bool = False) -> Image:
-        """As read_image, or as read_labels.
+    async def read(
+        self,
+        files: Sequence[Uploaded],
+        *,
+        as_labels: bool = False,
+        series: int | str | None = None,
+        resample_gaps: bool = False,
+    ) -> Image:
+        """As read_image, or as read_labels, which knows no series.
 
         Raises what they raise, and Refusal (422 decode-limit) where the decoder broke a limit or crashed. If this is
         cancelled, the decoder has a moment to finish; then it is killed.
         """
         await self._turn.acquire()
-        job = asyncio.ensure_future(self._job(files, as_labels))
+        how = {"labels": as_labels, "series": series, "resample_gaps": resample_gaps}
+        job = asyncio.ensure_future(self._job(files, how))
         job.add_done_callback(self._ended)
         try:
             read = await asyncio.shield(job)
@@ -79,12 +87,12 @@ class Decoders:
         if not job.cancelled():
             job.exception()  # known now, also where nobody waits for it any more
 
-    async def _job(self, files: Sequence[Uploaded], as_labels: bool) -> Decoded:
+    async def _job(self, files: Sequence[Uploaded], how: Mapping[str, Any]) -> Decoded:
         child = await self._ready_child()
         settings = self._settings
         try:
             async with asyncio.timeout(settings.decode_seconds):
-                packet = await child.ask(files, as_labels)
+                packet = await child.ask(files, how)
             reply = judged(packet, most=settings.decode_memory_bytes, most_header=(1 << 18) + 64 * len(files))
         except TimeoutError:
             self._replace(child)
@@ -217,12 +225,12 @@ class _Child:
         if message != packets.READY:
             raise DecoderFault("a decoder did not start")
 
-    async def ask(self, files: Sequence[Uploaded], as_labels: bool) -> packets.Packet:
+    async def ask(self, files: Sequence[Uploaded], how: Mapping[str, Any]) -> packets.Packet:
         """The packet of its answer. Raises Breach where there is none."""
         assert self._started is not None
         given = [len(file) if isinstance(file, bytes) else os.fspath(file) for file in files]
         blobs = [file for file in files if isinstance(file, bytes)]
-        question = {"files": given, "labels": as_labels}
+        question = {"files": given, **how}
         try:
             packets.send(self._started.channel, self._started.page, question, blobs)
         except ConnectionError:

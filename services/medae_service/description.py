@@ -81,6 +81,17 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     },
     "gate_review": _rate("False alarms of the model's gate that are accepted before `review`", USUAL.review),
     "gate_reject": _rate("The same before `reject`; not above gate_review", USUAL.reject),
+    "series": {
+        "type": "string",
+        "maxLength": 64,
+        "pattern": r"^([1-9][0-9]*|[0-9]+(\.[0-9]+)+)$",
+        "description": "Of several DICOM series the number of one, in the list of a refusal, or its SeriesInstanceUID",
+    },
+    "resample_gaps": {
+        "type": "boolean",
+        "default": False,
+        "description": "Make unevenly spaced DICOM slices even, with a NIfTI answer; else they are refused",
+    },
     **{f"{DICOM}{name}": _plain(about) for name, about in DicomAnswers.model_json_schema()["properties"].items()},
 }
 _EXAMPLES: dict[Endpoint, dict[str, list[Any]]] = {
@@ -90,7 +101,7 @@ _EXAMPLES: dict[Endpoint, dict[str, list[Any]]] = {
         "dicom_seg": ["labelmap"],
         "dicom_report": [True],
     },
-    "restore": {"output": ["default", "summary", "overlay"], "dicom_compress": ["jpeg-ls"]},
+    "restore": {"output": ["default", "summary", "overlay"], "resample_gaps": [True], "dicom_compress": ["jpeg-ls"]},
     "score": {"output": ["default", "summary", "overlay"], "threshold": [0.05], "dicom_empty_frames": [True]},
 }
 
