@@ -65,6 +65,7 @@ def test_truncated_pixels():
         ("dicomdirtests/DICOMDIR", "holds no picture"),
         ("liver_1frame.dcm", "is a segmentation"),
         ("rtdose_1frame.dcm", "radiotherapy dose"),
+        ("badVR.dcm", "radiotherapy dose"),  # with a number of frames that is no number
     ],
 )
 def test_other_objects(name, words):

@@ -119,9 +119,9 @@ def read_slices(file: Path | bytes, limits: Limits, *, whole: bool = True) -> li
     with guarded("the DICOM header is damaged"):
         # looked at in a copy: an element that stays undecoded in the header is written as it came
         facts = Dataset(dict(dataset.items()))
+        _require_picture(facts)
         frames = frame_count(facts)
         facts = facts if frames == 1 else dataset  # whose groups are decoded once for all frames
-        _require_picture(facts)
         rows, columns = int(facts.Rows), int(facts.Columns)
         # before a Slice is made for each of the frames that a forged header counts
         limits.admit_grid(slices=frames, rows=rows, columns=columns, bytes_per_voxel=1, stored=size)
