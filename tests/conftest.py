@@ -1,5 +1,6 @@
 """What all tests share: the real data where it is present, and images that are tilted, permuted and odd-sized."""
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 """Real data sets, on machines that have them."""
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # as a job of a script's background is started; what the tests start would inherit it, and could not be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -106,7 +106,7 @@ def test_a_fault_of_ours_costs_one_item_and_is_not_called_bad_input(
 ) -> None:
     real, bad = work.read_image, (pictures / "b.png").read_bytes()
     monkeypatch.setattr(
-        work, "read_image", lambda source, limits: 1 / 0 if source == bad else real(source, limits=limits)
+        work, "read_image", lambda source, **settings: 1 / 0 if source == bad else real(source, **settings)
     )
     with caplog.at_level(logging.ERROR):
         outcomes = predict_items(predictor, list_items([str(pictures)]).items, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import httpx
@@ -459,15 +461,16 @@ def test_the_asynchronous_client_gives_the_same(url: str) -> None:
     asyncio.run(scenario())
 
 
+async def ready(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": b'{"scores": {}, "files": []}'})
+
+
 def test_the_asynchronous_client_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
 
     async def sleep(seconds: float) -> None:
         waited.append(seconds)
-
-    async def ready(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-        await send({"type": "http.response.body", "body": b'{"scores": {}, "files": []}'})
 
     app = Faulty(ready, (429, {"Retry-After": "2"}), (503, {}))
 
@@ -479,6 +482,34 @@ def test_the_asynchronous_client_asks_again(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("medae.client.calls.sleep_async", sleep)
     assert asyncio.run(scenario()).summary == {"scores": {}, "files": []}
     assert len(waited) == 2 and waited[0] >= 2 and all(png() in body for body in app.seen)
+
+
+def test_whoever_is_cancelled_at_any_moment_leaves_no_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    spools: list[SpooledTemporaryFile[bytes]] = []
+
+    def recorded(limit: int) -> SpooledTemporaryFile[bytes]:
+        spools.append(SpooledTemporaryFile(limit))  # noqa: SIM115 (closed by the client, or the test fails)
+        return spools[-1]
+
+    async def in_turn(call: Any, *args: Any) -> Any:  # what threads would do, at moments that can be told
+        await asyncio.sleep(0)
+        return call(*args)
+
+    async def stopped_after(steps: int) -> bool:
+        async with in_process(Faulty(ready)) as client:
+            task = asyncio.create_task(client.segment(png()))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            return task.cancelled()
+
+    monkeypatch.setattr("medae.client.answer.SpooledTemporaryFile", recorded)
+    monkeypatch.setattr("medae.client.calls.asyncio.to_thread", in_turn)
+    steps = itertools.count()
+    while asyncio.run(stopped_after(next(steps))):
+        assert all(spool.closed for spool in spools), "left open by one that was cancelled"
+    assert all(spool.closed for spool in spools) and len(spools) > 1, "none was cancelled once its reply had begun"
 
 
 # large bodies

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -39,17 +39,8 @@ class Reply:
 
     status: int
     headers: Mapping[str, str]
-    body: IO[bytes] = field(default_factory=partial(SpooledTemporaryFile, IN_MEMORY), repr=False)
+    body: IO[bytes] = field(repr=False)
     """In memory or, when it is large, in a file without a name."""
-
-    @contextmanager
-    def filling(self) -> Iterator[IO[bytes]]:
-        """The body, to be written; of one that breaks off nothing is kept."""
-        try:
-            yield self.body
-        except BaseException:
-            self.body.close()
-            raise
 
     @property
     def media_type(self) -> str:
@@ -65,6 +56,14 @@ class Reply:
         if not isinstance(value, dict):
             raise _not_ours(self.status)
         return value
+
+
+@contextmanager
+def spooled() -> Iterator[IO[bytes]]:
+    """The body of a reply, to be written; of one that breaks off, at whatever moment, nothing is kept."""
+    with ExitStack() as closing:
+        yield closing.enter_context(SpooledTemporaryFile(IN_MEMORY))
+        closing.pop_all()
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,15 +5,15 @@ import itertools
 import time
 from asyncio import sleep as sleep_async
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
 
 from medae import __version__
-from medae.client.answer import Answer, Outcome, Reply, answer_of, forget, object_of, outcomes_of, reply_of
+from medae.client.answer import Answer, Outcome, Reply, answer_of, forget, object_of, outcomes_of, reply_of, spooled
 from medae.client.form import CHUNK, Source, Task
 from medae.client.patience import Patience
 from medae.client.progress import shown
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from medae.answers import Output
     from medae.io.dicom_options import DicomAnswers
     from medae.verdict import GateLimits
+
+UnpackedT = TypeVar("UnpackedT")
 
 AHEAD = 2
 """Answers that `many` has ready or under way, for each that it may ask for at once."""
@@ -216,12 +218,11 @@ class Client(_Asks):
     def _once(self, question: Question) -> Reply | httpx.TransportError:
         content = question.form.pieces() if question.form else None
         try:
-            with self._http.stream(**question.options(self._gate), content=content) as response:
-                reply = Reply(response.status_code, response.headers)
-                with reply.filling() as body:
+            with spooled() as body:
+                with self._http.stream(**question.options(self._gate), content=content) as response:
                     for piece in response.iter_bytes(CHUNK):
                         body.write(piece)
-                return reply
+                return Reply(response.status_code, response.headers, body)
         except httpx.TransportError as error:
             return error
 
@@ -304,8 +305,7 @@ class AsyncClient(_Asks):
         """As Client.tiles."""
         begin = time.monotonic()
         question = await asyncio.to_thread(ask_each, task, sources, model, output, threshold, dicom)
-        reply = await self._send(question)
-        return await asyncio.to_thread(outcomes_of, reply, time.monotonic() - begin)
+        return await self._unpacked(outcomes_of, question, begin)
 
     async def models(self) -> list[dict[str, Any]]:
         """As Client.models."""
@@ -365,8 +365,14 @@ class AsyncClient(_Asks):
         begin = time.monotonic()
         # looking at files and unpacking large answers takes time that others can use
         question = await asyncio.to_thread(ask, task, source, model, output, threshold, dicom)
+        return await self._unpacked(answer_of, question, begin)
+
+    async def _unpacked(
+        self, unpack: Callable[[Reply, float], UnpackedT], question: Question, begin: float
+    ) -> UnpackedT:
         reply = await self._send(question)
-        return await asyncio.to_thread(answer_of, reply, time.monotonic() - begin)
+        with reply.body:  # whoever is cancelled here never comes to unpack, which would close it
+            return await asyncio.to_thread(unpack, reply, time.monotonic() - begin)
 
     async def _get(self, path: str) -> dict[str, Any]:
         return object_of(await self._send(Question(path)))
@@ -384,11 +390,10 @@ class AsyncClient(_Asks):
     async def _once(self, question: Question) -> Reply | httpx.TransportError:
         content = question.form.pieces_async() if question.form else None
         try:
-            async with self._http.stream(**question.options(self._gate), content=content) as response:
-                reply = Reply(response.status_code, response.headers)
-                with reply.filling() as body:
+            with spooled() as body:
+                async with self._http.stream(**question.options(self._gate), content=content) as response:
                     async for piece in response.aiter_bytes(CHUNK):
                         body.write(piece)
-                return reply
+                return Reply(response.status_code, response.headers, body)
         except httpx.TransportError as error:
             return error
