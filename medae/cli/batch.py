@@ -127,8 +127,11 @@ def merge(
 ) -> None:
     """Put the results of several folders (shards that had a folder each) into one."""
     from medae.batch.merge import merge
+    from medae.batch.state import show, state
 
-    _end(merge(folders, out))
+    counts = merge(folders, out)
+    show(state(out))
+    _end(counts)
 
 
 @batch.command()
