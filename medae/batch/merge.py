@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from medae.batch import journal, lease, results
 from medae.batch.folder import Folder, require_writable, sync, taken
-from medae.batch.manifest import Item
+from medae.batch.item import Item
 from medae.batch.plan import Plan, write_plan
 from medae.batch.run import recorded, recorded_keys
 from medae.batch.settings import WHOLE, load_models
