@@ -2,12 +2,11 @@
 
 DSB2018 (test: md5 of the id, of five parts the first) and TNBC (every patient held out once, in two folds). Each
 network is trained with the same crops, steps and seeds; its mask is parted into nuclei by the watershed that
-parts the floor's, Otsu's threshold. Results are kept picture by picture in `--out`: a run that was cut off goes on.
-Times of `--measure` are those of the processor, of one thread: other work does not count. Those of a CUDA device are in
+parts the floor's, Otsu's threshold. Results, models and costs are kept in `--out`: a run that was cut off goes on.
+Times are those of the processor, of one thread: other work does not count. Those of a CUDA device are in
 `benchmarks.cuda`.
 
-    python -m benchmarks.nuclei [--steps 600] [--seeds 0 1 2] [--workers 0] [--out runs/nuclei] [--measure]
-    python -m benchmarks.nuclei --picture docs/pictures/nuclei.png
+    python -m benchmarks.nuclei [--steps 600] [--seeds 0 1 2] [--out runs/nuclei] [--picture FILE.png]
 """
 
 import argparse
@@ -38,6 +37,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 BATCH, PATCH = 8, 96
 FLOOR = "otsu + watershed"
 QUALITIES = ("Dice", "AP@.5", "AJI")
+COSTS = {"weights": "weights", "step_ms": "step, ms", "peak_mib": "peak, MiB", "picture_ms": "picture of 256, ms"}
 Task = tuple[str, int, str, int]
 """Set, fold, method, seed."""
 
@@ -71,10 +71,10 @@ def experiment(network: str, cases: Path, steps: int, seed: int, workers: int = 
     )
 
 
-def measure(task: Task, pictures: list[Picture], steps: int, workers: int = 0) -> Iterator[dict[str, Any]]:
+def measure(task: Task, pictures: list[Picture], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each held-out picture by one method; a network is trained without them first."""
     name, fold, method, seed = task
-    segment = partial(otsu, name) if method == FLOOR else trained(task, pictures, steps, workers)
+    segment = partial(otsu, name) if method == FLOOR else trained(task, pictures, arguments)
     for picture in pictures:
         if held_out(name, picture, fold) or (method == FLOOR and name == "tnbc"):
             found = measured(segment(picture.rgb), picture.nuclei)
@@ -82,27 +82,34 @@ def measure(task: Task, pictures: list[Picture], steps: int, workers: int = 0) -
 
 
 def trained(
-    task: Task, pictures: list[Picture], steps: int, workers: int
+    task: Task, pictures: list[Picture], arguments: argparse.Namespace
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.bool_]]:
-    """Picture -> mask."""
+    """Picture -> mask, by the model that is kept, or by one that is trained now."""
     from medae.image import Image
+    from medae.package import load
     from medae.predictor import Predictor
     from medae.training import train
 
     name, fold, network, seed = task
-    with tempfile.TemporaryDirectory() as folder:
-        cases = write_cases(name, pictures, fold, Path(folder) / "data")
-        predictor = Predictor(train(experiment(network, cases, steps, seed, workers), Path(folder) / "run"))
+    kept = arguments.out / f"{network}-{name}-{fold}-seed{seed}-{arguments.steps}"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            cases = write_cases(name, pictures, fold, Path(folder) / "data")
+            setup = experiment(network, cases, arguments.steps, seed, arguments.workers)
+            train(setup, Path(folder) / "run").save(kept)
+    predictor = Predictor(load(kept))
     return lambda rgb: predictor(Image.from_picture(rgb)).image.pixels[0, 0] > 0
 
 
-def drawn(pictures: list[Picture], steps: int, workers: int, rows: int = 3) -> dict[str, list[NDArray[np.float32]]]:
+def drawn(
+    pictures: list[Picture], arguments: argparse.Namespace, rows: int = 3
+) -> dict[str, list[NDArray[np.float32]]]:
     """Held-out pictures of DSB2018 with the borders of what is true and of what both networks find."""
     shown = [picture for picture in pictures if held_out("dsb2018", picture, 0)]
     shown = [shown[at] for at in np.linspace(0, len(shown) - 1, rows).astype(int)]
     found = {"truth": [bordered(picture.rgb, picture.nuclei) for picture in shown]}
     for network in NETWORKS:
-        segment = trained(("dsb2018", 0, network, 0), pictures, steps, workers)
+        segment = trained(("dsb2018", 0, network, arguments.seeds[0]), pictures, arguments)
         found[network] = [bordered(picture.rgb, parted(segment(picture.rgb))) for picture in shown]
     return found
 
@@ -155,24 +162,25 @@ def _seconds(work: Any) -> float:
     return time.thread_time() - start
 
 
-def costs(rounds: int = 3) -> None:
-    """Both networks in turn, each time in a fresh process; the medians."""
-    found: dict[str, list[dict[str, float]]] = {network: [] for network in NETWORKS}
-    for _ in range(rounds):
-        for network, values in found.items():
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.nuclei", "--cost", network], capture_output=True, check=True
-            )
-            values.append(json.loads(done.stdout))
-    rows = [
-        (network, *(float(np.median([each[key] for each in values])) for key in values[0]))
-        for network, values in found.items()
-    ]
-    print(table(("network", *next(iter(found.values()))[0]), rows))
+def costs(path: Path, rounds: int = 3) -> dict[str, dict[str, float]]:
+    """Network -> medians over processes of its own, both networks in turn; from the file if it is there."""
+    if not path.exists():
+        found: dict[str, list[dict[str, float]]] = {network: [] for network in NETWORKS}
+        for _ in range(rounds):
+            for network, values in found.items():
+                command = [sys.executable, "-m", "benchmarks.nuclei", "--cost", network]
+                values.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+        medians = {
+            network: {key: float(np.median([each[key] for each in values])) for key in values[0]}
+            for network, values in found.items()
+        }
+        path.write_text(json.dumps(medians))
+    read: dict[str, dict[str, float]] = json.loads(path.read_text())
+    return read
 
 
-def summary(lines: list[dict[str, Any]]) -> str:
-    """Mean over pictures, then mean and range over seeds."""
+def summary(lines: list[dict[str, Any]], costs: dict[str, dict[str, float]]) -> str:
+    """Mean over pictures, then mean and range over seeds; what a step of the training and a picture cost."""
     rows = []
     for name in SETS:
         for method in (FLOOR, *NETWORKS):
@@ -181,9 +189,10 @@ def summary(lines: list[dict[str, Any]]) -> str:
             means = [
                 [np.mean([line[key] for line in mine if line["seed"] == seed]) for key in QUALITIES] for seed in seeds
             ]
+            spent = [f"{costs[method][key]:.0f}" if method in costs else "" for key in COSTS]
             if seeds:
-                rows.append((name, method, len(seeds), *_shown(np.array(means))))
-    return table(("set", "method", "seeds", *QUALITIES), rows)
+                rows.append((name, method, len(seeds), *_shown(np.array(means)), *spent))
+    return table(("set", "method", "seeds", *QUALITIES, *COSTS.values()), rows)
 
 
 def _shown(means: Any) -> list[str]:
@@ -202,28 +211,26 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that cut patches for a training")
     parser.add_argument("--out", type=Path, default=Path("runs/nuclei"), help="keeps results.jsonl")
     parser.add_argument("--only", choices=[FLOOR, *NETWORKS], nargs="+", default=[FLOOR, *NETWORKS])
-    parser.add_argument("--picture", type=Path, help="only draw what both find on pictures of DSB2018")
-    parser.add_argument("--measure", action="store_true", help="time and memory only")
+    parser.add_argument("--picture", type=Path, help="draw what both find on pictures of DSB2018")
     parser.add_argument("--cost", choices=list(NETWORKS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cost:
         print(json.dumps(cost(arguments.cost)))
-    elif arguments.measure:
-        costs()
-    elif arguments.picture:
-        found = drawn(list(dsb2018(arguments.data)), arguments.steps, arguments.workers)
-        picture_of(found, rows=3, side=160, zoom=1).quantize(128).save(arguments.picture, optimize=True)
-    else:
-        print(summary(results(arguments)))
-
-
-def results(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All lines of results.jsonl, once those that are missing were made."""
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "results.jsonl"
+    pictures = {name: list(read(arguments.data)) for name, (read, _) in SETS.items()}
+    lines = results(pictures, arguments)
+    print(summary(lines, costs(arguments.out / "costs.json")))
+    if arguments.picture:
+        found = drawn(pictures["dsb2018"], arguments)
+        picture_of(found, rows=3, side=160, zoom=1).quantize(128).save(arguments.picture, optimize=True)
+
+
+def results(pictures: dict[str, list[Picture]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All lines of the results of so many steps, once those that are missing were made."""
+    path = arguments.out / f"results-{arguments.steps}.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {tuple(line["run"]) for line in lines}
-    pictures = {name: list(read(arguments.data)) for name, (read, _) in SETS.items()}
     tasks = [(name, 0, FLOOR, 0) for name in SETS if FLOOR in arguments.only]
     # seed by seed, so that a run that is cut off compares what is comparable
     tasks += [
@@ -235,9 +242,7 @@ def results(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         if network in arguments.only
     ]
     for task in (task for task in tasks if task not in done):
-        made = [
-            line | {"run": list(task)} for line in measure(task, pictures[task[0]], arguments.steps, arguments.workers)
-        ]
+        made = [line | {"run": list(task)} for line in measure(task, pictures[task[0]], arguments)]
         with path.open("a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in made))
         lines += made
