@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that cut patches for a training")
     parser.add_argument("--out", type=Path, default=Path("runs/nuclei"), help="keeps results.jsonl")
     parser.add_argument("--only", choices=[FLOOR, *NETWORKS], nargs="+", default=[FLOOR, *NETWORKS])
+    parser.add_argument("--sets", choices=list(SETS), nargs="+", default=list(SETS))
     parser.add_argument("--picture", type=Path, help="draw what both find on pictures of DSB2018")
     parser.add_argument("--cost", choices=list(NETWORKS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -231,13 +232,13 @@ def results(pictures: dict[str, list[Picture]], arguments: argparse.Namespace) -
     path = arguments.out / f"results-{arguments.steps}.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {tuple(line["run"]) for line in lines}
-    tasks = [(name, 0, FLOOR, 0) for name in SETS if FLOOR in arguments.only]
+    tasks = [(name, 0, FLOOR, 0) for name in arguments.sets if FLOOR in arguments.only]
     # seed by seed, so that a run that is cut off compares what is comparable
     tasks += [
         (name, fold, network, seed)
         for seed in arguments.seeds
-        for name, (_, folds) in SETS.items()
-        for fold in folds
+        for name in arguments.sets
+        for fold in SETS[name][1]
         for network in NETWORKS
         if network in arguments.only
     ]
