@@ -29,6 +29,8 @@ from benchmarks.nuclei_data import SHARED, Picture, dsb2018, held_out, measured,
 from benchmarks.perceptual import picture_of
 
 SETS = {"dsb2018": (dsb2018, (0,)), "tnbc": (tnbc, (0, 1))}
+STEPS = {"dsb2018": 1000, "tnbc": 600}
+"""Many microscopes, and one stain."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "segnet": {"kind": "segnet", "features": [8, 16, 32, 64], "convolutions": [2, 2, 2, 2]},
     "unet": {"kind": "unet", "features": [8, 16, 32, 64, 64], "strides": [1, 2, 2, 2]},
@@ -38,8 +40,8 @@ BATCH, PATCH = 8, 96
 FLOOR = "otsu + watershed"
 QUALITIES = ("Dice", "AP@.5", "AJI")
 COSTS = {"weights": "weights", "step_ms": "step, ms", "peak_mib": "peak, MiB", "picture_ms": "picture of 256, ms"}
-Task = tuple[str, int, str, int]
-"""Set, fold, method, seed."""
+Task = tuple[str, int, str, int, int]
+"""Set, fold, method, seed, steps."""
 
 
 def experiment(network: str, cases: Path, steps: int, seed: int, workers: int = 0) -> Any:
@@ -73,7 +75,7 @@ def experiment(network: str, cases: Path, steps: int, seed: int, workers: int = 
 
 def measure(task: Task, pictures: list[Picture], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each held-out picture by one method; a network is trained without them first."""
-    name, fold, method, seed = task
+    name, fold, method, seed, _ = task
     segment = partial(otsu, name) if method == FLOOR else trained(task, pictures, arguments)
     for picture in pictures:
         if held_out(name, picture, fold) or (method == FLOOR and name == "tnbc"):
@@ -90,12 +92,12 @@ def trained(
     from medae.predictor import Predictor
     from medae.training import train
 
-    name, fold, network, seed = task
-    kept = arguments.out / f"{network}-{name}-{fold}-seed{seed}-{arguments.steps}"
+    name, fold, network, seed, steps = task
+    kept = arguments.out / f"{network}-{name}-{fold}-seed{seed}-{steps}"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as folder:
             cases = write_cases(name, pictures, fold, Path(folder) / "data")
-            setup = experiment(network, cases, arguments.steps, seed, arguments.workers)
+            setup = experiment(network, cases, steps, seed, arguments.workers)
             train(setup, Path(folder) / "run").save(kept)
     predictor = Predictor(load(kept))
     return lambda rgb: predictor(Image.from_picture(rgb)).image.pixels[0, 0] > 0
@@ -109,7 +111,8 @@ def drawn(
     shown = [shown[at] for at in np.linspace(0, len(shown) - 1, rows).astype(int)]
     found = {"truth": [bordered(picture.rgb, picture.nuclei) for picture in shown]}
     for network in NETWORKS:
-        segment = trained(("dsb2018", 0, network, arguments.seeds[0]), pictures, arguments)
+        task = ("dsb2018", 0, network, arguments.seeds[0], arguments.steps or STEPS["dsb2018"])
+        segment = trained(task, pictures, arguments)
         found[network] = [bordered(picture.rgb, parted(segment(picture.rgb))) for picture in shown]
     return found
 
@@ -206,7 +209,7 @@ def _shown(means: Any) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED, help="where dsb2018_stage1 and tnbc_nuclei lie")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, help=f"of each training; without: {STEPS}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=0, help="processes that cut patches for a training")
     parser.add_argument("--out", type=Path, default=Path("runs/nuclei"), help="keeps results.jsonl")
@@ -228,28 +231,40 @@ def main() -> None:
 
 
 def results(pictures: dict[str, list[Picture]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All lines of the results of so many steps, once those that are missing were made."""
-    path = arguments.out / f"results-{arguments.steps}.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {tuple(line["run"]) for line in lines}
-    tasks = [(name, 0, FLOOR, 0) for name in arguments.sets if FLOOR in arguments.only]
-    # seed by seed, so that a run that is cut off compares what is comparable
-    tasks += [
-        (name, fold, network, seed)
+    """The lines of what was asked for; those that are missing in results.jsonl are made now and added."""
+    path = arguments.out / "results.jsonl"
+    for task in tasks(arguments):
+        if task in _lines(path):
+            continue
+        made = [line | {"run": task} for line in measure(task, pictures[task[0]], arguments)]
+        with path.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in made))
+        said = {key: round(float(np.mean([line[key] for line in made])), 3) for key in QUALITIES}
+        print(*task, said, file=sys.stderr)
+    found = _lines(path)
+    return [line for task in tasks(arguments) for line in found[task]]
+
+
+def tasks(arguments: argparse.Namespace) -> list[Task]:
+    """Seed by seed, so that a run that is cut off compares what is comparable."""
+    floors: list[Task] = [(name, 0, FLOOR, 0, 0) for name in arguments.sets if FLOOR in arguments.only]
+    return floors + [
+        (name, fold, network, seed, arguments.steps or STEPS[name])
         for seed in arguments.seeds
         for name in arguments.sets
         for fold in SETS[name][1]
         for network in NETWORKS
         if network in arguments.only
     ]
-    for task in (task for task in tasks if task not in done):
-        made = [line | {"run": list(task)} for line in measure(task, pictures[task[0]], arguments)]
-        with path.open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in made))
-        lines += made
-        said = {key: round(float(np.mean([line[key] for line in made])), 3) for key in QUALITIES}
-        print(*task, said, file=sys.stderr)
-    return lines
+
+
+def _lines(path: Path) -> dict[Task, list[dict[str, Any]]]:
+    """By the task that made them."""
+    found: dict[Task, list[dict[str, Any]]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        made = json.loads(line)
+        found.setdefault(tuple(made["run"]), []).append(made)
+    return found
 
 
 if __name__ == "__main__":
