@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medae.cli.options import AsJson, Dicom, IdKey, ResampleGaps, Series
+from medae.cli.options import AsJson, Dicom, IdKey, RegularGrid, Series
 from medae.cli.terminal import print_json, stderr
 from medae.errors import InputError, UsageError
 
@@ -52,7 +52,7 @@ def run(
     ] = None,
     dicom: Dicom = None,
     series: Series = None,
-    resample_gaps: ResampleGaps = False,
+    regular_grid: RegularGrid = False,
     id_key: IdKey = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
@@ -73,7 +73,7 @@ def run(
         "threshold": threshold,
         "dicom": _dicom(dicom),
         "series": series,
-        "resample_gaps": resample_gaps or None,
+        "regular_grid": regular_grid or None,
         "id_key": id_key,
         "device": device,
         "workers": workers,
