@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pyarrow.compute as pc
 
-from benchmarks.batch import BATCH, SEED, Book, package, tiles
+from benchmarks.batch_parts import BATCH, SEED, Book, package, tiles
 from medae.batch import journal, results
 from medae.batch.folder import Folder
 from medae.batch.run import RESERVE

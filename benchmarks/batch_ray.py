@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.batch import Book, Clock, package, tiles
+from benchmarks.batch_parts import Book, Clock, package, tiles
 from medae.batch.run import run
 from medae.batch.settings import BatchSettings
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medae import package as packages
-from medae.batch.manifest import Item
+from medae.batch.item import Item
 from medae.batch.sources import fetch
 from medae.batch.work import read_item
 from medae.errors import InputError, UnknownModel

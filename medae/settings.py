@@ -129,7 +129,8 @@ def _explain(error: ValidationError, data: Any, name: str, lines: Lines) -> Iter
         line = next((lines[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in lines), None)
         place = name if line is None else f"{name}:{line}"
         field = ".".join(str(part) for part in loc)
-        yield f"{place}: {field}: {item['msg']}" if field else f"{place}: {item['msg']}"
+        reason = item["msg"].removeprefix("Value error, ")  # pydantic's, before the sentences of our own checks
+        yield f"{place}: {field}: {reason}" if field else f"{place}: {reason}"
 
 
 def _in_data(loc: Loc, data: Any) -> Loc:

@@ -17,12 +17,12 @@ from medae.image import Image
 from medae.io.answer import Label
 from medae.package import ModelPackage
 from medae.tasks import Segmentation
-from tests.conftest import untrained_package
+from tests.conftest import SEGNET, untrained_package
 
 
 def segmenter(seed: int = 0) -> ModelPackage:
     task = Segmentation(kind="segmentation", labels=(Label(name="thing", colour=(255, 0, 0)),))
-    return untrained_package(task, {"kind": "unet", "dims": 2, "features": (4, 8), "strides": (2,)}, seed=seed)
+    return untrained_package(task, SEGNET, seed=seed)
 
 
 def write_pictures(folder: Path) -> Path:

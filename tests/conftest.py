@@ -32,6 +32,10 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+SEGNET = {"kind": "segnet", "features": [4, 6], "convolutions": [1, 1]}
+"""For packages that other processes load: they need not import MONAI, which takes longer than torch."""
+
+
 def tilted_affine(spacing: tuple[float, float, float] = (2.5, 0.8, 1.1), seed: int = 0) -> np.ndarray:
     """Permuted (sagittal-like P-S-L axes), tilted and anisotropic: a straight affine lets axis swaps live."""
     rng = np.random.default_rng(seed)

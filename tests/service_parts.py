@@ -21,7 +21,7 @@ from medae_service.logs import JsonLines
 from medae_service.models import Models, Served, Shelf, serve_package
 from medae_service.security import door
 from medae_service.settings import WorkerSettings
-from tests.conftest import untrained_package
+from tests.conftest import SEGNET, untrained_package
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it asks for httpx's successor, which is not in the lock
@@ -29,7 +29,6 @@ with warnings.catch_warnings():
 
 CANARY = "CANARYDOE"
 
-SEGNET = {"kind": "segnet", "features": [4, 6], "convolutions": [1, 1]}
 DNCNN = {"kind": "dncnn", "depth": 3, "features": 4}
 AUTOENCODER = {"kind": "conv_autoencoder", "features": [4, 6]}
 OWN_RANGE = Preparation(intensity=Percentile())

@@ -15,7 +15,8 @@ from rich.console import Console
 from medae import io
 from medae.batch import predict, work
 from medae.batch.folder import require_writable
-from medae.batch.manifest import Item, list_items
+from medae.batch.item import Item
+from medae.batch.manifest import list_items
 from medae.batch.predict import predict_items
 from medae.batch.progress import Progress
 from medae.batch.work import Outcome

@@ -228,6 +228,7 @@ def test_shards_make_one_batch(ask: Ask, tmp_path: Path) -> None:
     counts = merge([tmp_path / f"part{number}" for number in range(3)], tmp_path / "merged")
     assert (counts.done, counts.left) == (COUNT, 0)
     assert everything(tmp_path / "merged") == everything(tmp_path / "whole")
+    assert "p0" in (tmp_path / "merged" / "report.html").read_text()
     run(recorded(tmp_path / "merged"), seen := Seen())
     assert not seen.ids, "a merged folder is a batch like any other"
 
@@ -248,6 +249,17 @@ def test_the_table_is_written_by_the_shard_that_ends_the_batch_and_not_again(ask
     (out / "results.parquet").rename(tmp_path / "gone")
     assert export_csv(out, tmp_path / "x.csv") == COUNT
     assert everything(out) == everything(tmp_path / "whole")
+
+
+def test_what_is_merged_where_its_models_are_not_has_a_table_and_says_why_no_report(
+    ask: Ask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(ask("a"), Seen())
+    said = Folder(tmp_path / "a").settings
+    said.write_text(re.sub(r'"packages": \[[^]]*\]', '"packages": ["/nowhere/model"]', said.read_text()))
+    merge([tmp_path / "a"], tmp_path / "m")
+    assert len(table(tmp_path / "m")) == COUNT and not (tmp_path / "m" / "report.html").exists()
+    assert "models of these folders are not here" in caplog.text
 
 
 def test_only_what_fits_is_merged(ask: Ask, pictures: Path, tmp_path: Path) -> None:
@@ -418,6 +430,9 @@ def test_many_cases_are_spread_over_folders(ask: Ask, tmp_path: Path, monkeypatc
         ({"shard": "3/3"}, "counts from 0 to n-1"),
         ({"shard": "one"}, "pattern"),
         ({"max_ram": "much"}, "such as 8G"),
+        ({"max_ram": "8G", "workers": 0}, "max_ram is kept by the worker processes .* leave it out with workers: 0"),
+        ({"max_vram": "8G", "engine": "ray"}, "max_vram is kept .* with engine: ray"),
+        ({"ray_address": "auto"}, "give engine: ray too"),
         ({"packages": []}, "at least 1"),
         ({"worker": 3}, "worker"),
     ],

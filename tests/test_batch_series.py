@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from medae.batch.manifest import Item, list_items
+from medae.batch.item import Item
+from medae.batch.manifest import list_items
 from medae.batch.plan import write_plan
 from medae.batch.settings import BatchSettings
 from medae.batch.work import decode

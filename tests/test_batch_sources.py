@@ -18,12 +18,13 @@ from fsspec.registry import _registry
 from medae import io
 from medae.batch import remote
 from medae.batch.archives import read_member
+from medae.batch.files import File, Member, Url, from_bytes, to_bytes
 from medae.batch.manifest import list_items
 from medae.batch.remote import read_url, require_allowed
 from medae.batch.results import Counts
 from medae.batch.run import run
 from medae.batch.settings import BatchSettings
-from medae.batch.sources import File, Member, Url, fetch, from_bytes, to_bytes
+from medae.batch.sources import fetch
 from medae.errors import LimitExceeded, UnreadableImage, UsageError
 from medae.io import DEFAULT_LIMITS
 from tests.batch_parts import Seen, everything, segmenter, write_pictures, write_series

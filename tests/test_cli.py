@@ -30,7 +30,7 @@ from medae.image import Geometry, Image
 from medae.io.answer import Label
 from medae.preparation import Preparation, ZScore
 from medae.tasks import Segmentation
-from tests.conftest import untrained_package
+from tests.conftest import SEGNET, untrained_package
 from tests.training_toys import denoising, disc_pictures
 
 
@@ -79,9 +79,8 @@ def medae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 2-D segmentation package for grey images of any range, with random weights."""
     task = Segmentation(kind="segmentation", labels=(Label(name="thing", colour=(255, 0, 0)),))
-    network = {"kind": "unet", "dims": 2, "features": (4, 8), "strides": (2,)}
     folder = tmp_path_factory.mktemp("package") / "things"
-    untrained_package(task, network, Preparation(channels=1, intensity=ZScore())).save(folder)
+    untrained_package(task, SEGNET, Preparation(channels=1, intensity=ZScore())).save(folder)
     return folder
 
 

@@ -16,7 +16,7 @@ MEMORY = 200 << 20
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
-from medae.batch.manifest import Item
+from medae.batch.item import Item
 from medae.batch.predict import predict_items
 from medae.errors import InputError
 from medae.inspection import check_item

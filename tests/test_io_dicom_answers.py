@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from medae.errors import OutputError, UnreadableImage, UnsupportedImage
+from medae.errors import OutputError, UnsupportedImage
 from medae.image import Image
 from medae.io.answer import Algorithm
 from medae.io.dicom import encode_restored, read_dicom
@@ -262,9 +262,9 @@ def test_a_source_without_identity_cannot_be_referred_to(name):
 
 
 def test_a_kind_that_highdicom_does_not_know():
-    image = read_dicom([as_file(ct(VOLUME[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.6"))])  # ultrasound, retired
-    with pytest.raises(UnreadableImage, match="labels-nifti"):
-        segment(some_labels(image), image)
+    retired = "1.2.840.10008.5.1.4.1.1.6"  # ultrasound of 1993
+    seg = segment(some_labels(image := read_dicom([as_file(ct(VOLUME[0], SOPClassUID=retired))])), image)
+    assert seg.SourceImageSequence[0].ReferencedSOPClassUID == retired
 
 
 def test_answers_off_the_source_are_refused():

@@ -176,6 +176,10 @@ def test_plain_data_is_named_by_the_caller():
         validate_settings({"pet": {"kind": "cat", "lives": 0}}, Home, "card.json")
 
 
+def test_a_check_of_ours_speaks_in_its_own_words(refused):
+    assert refused("pet: {kind: cat}\nrooms: 1\n")[0].endswith(": a cat needs 2 rooms, got 1")
+
+
 SHIPPED = sorted(configs_folder().rglob("*.yaml"))
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from medae.batch.manifest import HEAD_BYTES, counts_as_image
+from medae.batch.files import HEAD_BYTES, counts_as_image
 from medae.errors import InputError, LimitExceeded, UnreadableImage, UsageError
 from medae.io import dicom
 from medae.io.archive import entries_of, is_seen, require_inside

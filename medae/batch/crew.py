@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
 from medae.batch.device import Post
-from medae.batch.lane import Order, Ready
-from medae.batch.manifest import Item
+from medae.batch.item import Item
 from medae.batch.memory import Grant
+from medae.batch.orders import Order, Ready
 from medae.errors import MedaeError
 
 START_SECONDS = 1800

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from medae.backends import Backend
 from medae.batch.confinement import confine
-from medae.batch.lane import Ready
 from medae.batch.memory import resident_bytes
+from medae.batch.orders import Ready
 from medae.errors import InputError, MedaeError
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from medae.batch.folder import Folder, sync, taken
-from medae.batch.manifest import Item
+from medae.batch.item import Item
 from medae.batch.work import STAGES, Kept, Outcome
 from medae.io.answer import AnswerFile, sync_one
 

@@ -7,54 +7,21 @@ the whole batch. What is sent is pickled: both ends are ours, and nobody else ca
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import NamedTuple
 
 from medae.batch.confinement import confine
-from medae.batch.manifest import Item
+from medae.batch.item import Item
 from medae.batch.memory import Grant, enforce, resident_bytes
-from medae.batch.work import Hand, Outcome, Put, decode
+from medae.batch.orders import Order, Ready
+from medae.batch.work import Hand, Outcome, decode
 from medae.errors import MedaeError
-from medae.io.dicom_options import DicomAnswers
 from medae.pseudonyms import Pseudonyms
-from medae.verdict import GateLimits
 
 _FLUSH_SECONDS = 0.05
 _FLUSH_CASES = 16
-
-
-@dataclass(frozen=True)
-class Order:
-    """All that a worker must know."""
-
-    packages: Mapping[str, Path]
-    """The models by what the batch calls them."""
-    embeds: tuple[str, ...]
-    """Those of whose latent a vector is the answer."""
-    put: Put
-    output: str
-    threshold: float | None
-    summaries: bool
-    dicom: DicomAnswers
-    id_key: Path | None
-    device: str
-    gate: GateLimits
-    allow: tuple[str, ...] = ()
-    parent: int = 0
-    shared: int | None = None
-    """The descriptor of a channel to the process that has the device; None: infer here."""
-
-
-class Ready(NamedTuple):
-    """A worker that has its models."""
-
-    bytes: int
-    """What it holds before its first case."""
 
 
 def main() -> None:

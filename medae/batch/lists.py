@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from medae.batch.manifest import Item
-from medae.batch.sources import File, Url, is_url
+from medae.batch.files import File, Url, is_url
+from medae.batch.item import Item
 from medae.errors import UsageError
 
 COLUMNS = ("id", "path", "image", "patient", "target")

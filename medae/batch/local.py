@@ -15,9 +15,9 @@ from typing import Any
 from medae.batch import crew
 from medae.batch.crew import Device, Worker
 from medae.batch.device import Post
-from medae.batch.lane import Order
-from medae.batch.manifest import Item
+from medae.batch.item import Item
 from medae.batch.memory import Grant, resident_bytes, shared_out
+from medae.batch.orders import Order
 from medae.batch.work import Hand, Outcome, decode
 from medae.errors import MedaeError
 

@@ -7,55 +7,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
-from medae.batch.sources import File, Member, is_url, to_bytes
+from medae.batch.archives import choose_members, group_members
+from medae.batch.files import HEAD_BYTES, File, Member, counts_as_image, is_url, to_bytes
+from medae.batch.item import Item, printable, stem_of
+from medae.batch.remote import list_url
 from medae.errors import InputError, UsageError
 from medae.io import DEFAULT_LIMITS, dicom
 from medae.io.dicom_directory import is_directory, referenced_files
 from medae.io.dicom_options import series_named
 from medae.pseudonyms import Pseudonyms
 
-IMAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm"),
-    *(".mha", ".mhd", ".nrrd", ".nhdr"),
-)
-"""In a folder, a file of such a name counts as an image even when its content says otherwise: it is then a failed
-item with a reason, and is not passed over. Whether a file really is an image, its content decides when it is read."""
-
 LIST_SUFFIXES = (".csv", ".parquet")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 ALL = "all"
 """Instead of one of several series: each."""
-
-HEAD_BYTES = 132
-
-STEM_BYTES = 200
-"""File systems take names of 255 bytes."""
-
-
-class Item(NamedTuple):
-    """One image of a batch."""
-
-    id: str
-    """Unique in the batch."""
-    files: tuple[File, ...]
-    """One file, the files of one DICOM series, or the folder of one."""
-    patient: str | None = None
-    target: str | None = None
-    """What a list says about it; kept beside its results."""
-    packages: tuple[str, ...] = ()
-    """The models that are still to answer it; none named: all."""
-    series: int | None = None
-    """Which of several volumes in its files, as `read_image` counts them."""
-    resample_gaps: bool = False
-    """Whether unevenly spaced slices are made even."""
-
-    @property
-    def stem(self) -> str:
-        """Of its answers' names."""
-        return printable(self.id)
 
 
 @dataclass(frozen=True)
@@ -178,8 +145,6 @@ class Listing:
             if isinstance(other, str) or other.name.lower().endswith(LIST_SUFFIXES):
                 yield from self._elsewhere(other)
                 continue
-            from medae.batch.archives import choose_members
-
             names, number, passed_over = choose_members(other, self._series)
             self.passed_over += passed_over
             yield self._of_archive(other, names)._replace(series=number)
@@ -191,10 +156,8 @@ class Listing:
 
     def _elsewhere(self, other: str | Path) -> Iterator[Item]:
         if isinstance(other, str):
-            from medae.batch.remote import list_url
-
             for url in list_url(other, self._allow):
-                yield Item(self._names.of(_stem_of(url.address), url), (url,))
+                yield Item(self._names.of(stem_of(url.address), url), (url,))
         elif other.name.lower().endswith(LIST_SUFFIXES):
             from medae.batch.lists import read_list
 
@@ -203,15 +166,13 @@ class Listing:
                     self._keyed(item)
                     if item.id
                     else Item(
-                        self._names.of(_stem_of(str(item.files[0])), item.files[0]),
+                        self._names.of(stem_of(str(item.files[0])), item.files[0]),
                         item.files,
                         self._keyed(item).patient,
                         item.target,
                     )
                 )
         else:
-            from medae.batch.archives import group_members
-
             groups, passed_over = group_members(other)
             self.passed_over += passed_over
             for group in groups:
@@ -252,11 +213,6 @@ def _refuse(error: OSError) -> None:
     raise UsageError(f"a folder among the inputs cannot be listed ({type(error).__name__}); its images would be missed")
 
 
-def counts_as_image(name: str) -> bool:
-    """By its name alone."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
 def _counts_as_image(path: Path) -> bool:
     return counts_as_image(path.name) or _is_dicom(path)
 
@@ -295,24 +251,7 @@ def _stem(group: Sequence[Path]) -> str:
     first = Path(os.path.abspath(group[0]))  # a link keeps its own name: what it points to may be called by a digest
     if len(group) > 1:
         return printable(first.parent.name) or "series"
-    return _stem_of(first.name)
-
-
-def _stem_of(path: str) -> str:
-    name = path.rstrip("/").rpartition("/")[2]
-    for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-            break
-    return printable(name) or "image"
-
-
-def printable(name: str) -> str:
-    """A name that any file system takes, also with a number and the suffix of an answer behind it."""
-    if len(name) <= STEM_BYTES // 4 and name.isprintable() and "/" not in name and "\\" not in name:
-        return name
-    clean = "".join(letter if letter.isprintable() and letter not in "\\/" else "_" for letter in name)
-    return clean.encode()[:STEM_BYTES].decode(errors="ignore")
+    return stem_of(first.name)
 
 
 class _Names:

@@ -1,9 +1,10 @@
 """Several output folders of one batch (shards that had a folder each) become one."""
 
+import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ import pyarrow as pa
 
 from medae.batch import journal, lease, results
 from medae.batch.folder import Folder, require_writable, sync, taken
-from medae.batch.manifest import Item
+from medae.batch.item import Item
 from medae.batch.plan import Plan, write_plan
-from medae.batch.run import recorded_keys
-from medae.batch.settings import WHOLE
-from medae.errors import UsageError
+from medae.batch.run import recorded, recorded_keys
+from medae.batch.settings import WHOLE, load_models
+from medae.errors import MedaeError, UsageError
+
+logger = logging.getLogger(__name__)
 
 
 def merge(folders: Sequence[Path], out: Path) -> results.Counts:
-    """Answers (linked where the disk is the same, else copied), records, and the table of all.
+    """Answers (linked where the disk is the same, else copied), records, the table of all, and its report.
 
     Raises UsageError for folders that do not fit together, such as two that answered the same case differently;
     OutputError where `out` does not take what they hold.
@@ -37,7 +40,9 @@ def merge(folders: Sequence[Path], out: Path) -> results.Counts:
         plan = write_plan(_items(parts), whole.plan)
         _records(parts, list(keys), whole)
         shutil.copyfile(parts[0].settings, whole.settings)
-        return results.finish(whole, plan, list(keys)).counts
+        counts = results.finish(whole, plan, list(keys)).counts
+        _report(whole, plan, keys, counts)
+        return counts
 
 
 def _items(parts: Sequence[Folder]) -> Iterator[Item]:
@@ -94,3 +99,21 @@ def _link(source: Path, target: Path, names: Sequence[str]) -> None:
             shutil.copyfile(source / name, part)
             os.replace(part, target / name)
     sync([target / name for name in names])
+
+
+def _report(whole: Folder, plan: Plan, keys: Mapping[str, str], counts: results.Counts) -> None:
+    """Where the models are that answered: for its pictures, a few cases are answered again."""
+    settings = recorded(whole.out)
+    if not settings.report:
+        return
+    try:
+        models = load_models(settings)
+    except MedaeError as error:
+        logger.warning("no report.html, since the models of these folders are not here: %s", error)
+        return
+    if {model.name: model.key for model in models} != keys:
+        logger.warning("no report.html, since the models of these folders have changed")
+        return
+    from medae.batch import report
+
+    report.write(whole, plan, models, settings, counts)

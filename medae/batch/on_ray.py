@@ -15,9 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from medae.batch.lane import Order, make_hand
+from medae.batch.item import Item
+from medae.batch.lane import make_hand
 from medae.batch.local import LocalEngine
-from medae.batch.manifest import Item
+from medae.batch.orders import Order
 from medae.batch.work import Outcome, decode
 from medae.errors import MedaeError, UsageError
 from medae.io import DEFAULT_LIMITS

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from medae.batch.manifest import Item, printable
+from medae.batch.files import from_bytes, to_bytes
+from medae.batch.item import Item, printable
 from medae.batch.settings import Shard
-from medae.batch.sources import from_bytes, to_bytes
 from medae.errors import UsageError
 
 SCHEMA = pa.schema(

@@ -8,8 +8,8 @@ from typing import Any
 
 from medae import record
 from medae.batch.folder import require_writable
+from medae.batch.item import Item
 from medae.batch.local import Inline
-from medae.batch.manifest import Item
 from medae.batch.work import Direct, Hand, Outcome
 from medae.io.answer import AnswerFile, write_files
 from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers

@@ -8,8 +8,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from medae.batch.manifest import counts_as_image
-from medae.batch.sources import Url
+from medae.batch.files import Url, counts_as_image
 from medae.errors import LimitExceeded, UnreadableImage, UsageError
 from medae.io.guard import Limits
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medae import answers
 from medae.batch import results
 from medae.batch.folder import Folder, taken
-from medae.batch.manifest import Item
+from medae.batch.item import Item
 from medae.batch.plan import Plan
 from medae.batch.settings import BatchSettings, Model
 from medae.batch.work import STAGES, decode

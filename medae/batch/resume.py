@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medae.batch.folder import Folder
+from medae.batch.item import Item
 from medae.batch.journal import read, segments
-from medae.batch.manifest import Item
 from medae.batch.plan import Plan, parts
 from medae.batch.results import Latest, latest
 from medae.batch.settings import BatchSettings, Model

@@ -15,15 +15,17 @@ from typing import Any, Protocol
 from medae import record
 from medae.batch import journal, lease, results
 from medae.batch.device import Post
+from medae.batch.files import is_url
 from medae.batch.folder import Folder, require_writable, taken
+from medae.batch.item import Item
 from medae.batch.journal import Journal, Staged
-from medae.batch.lane import Order, make_hand
+from medae.batch.lane import make_hand
 from medae.batch.local import Inline, LocalEngine, gpus
-from medae.batch.manifest import Item, Listing
+from medae.batch.manifest import Listing
+from medae.batch.orders import Order
 from medae.batch.plan import Plan, known_ids, write_plan
 from medae.batch.resume import Left, left
 from medae.batch.settings import BatchSettings, Model, load_models
-from medae.batch.sources import is_url
 from medae.batch.work import Outcome
 from medae.errors import UsageError
 from medae.io.answer import AnswerFile, write_files

@@ -106,6 +106,18 @@ class BatchSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _kept_by_the_engine(self) -> Self:
+        promised = [name for name in ("max_ram", "max_vram") if getattr(self, name) is not None]
+        if promised and (self.engine == "ray" or self.workers == 0):
+            raise ValueError(
+                f"{promised[0]} is kept by the worker processes of the local engine; leave it out with "
+                f"{'engine: ray' if self.engine == 'ray' else 'workers: 0'}"
+            )
+        if self.ray_address is not None and self.engine != "ray":
+            raise ValueError("ray_address is of a Ray cluster; give engine: ray too")
+        return self
+
+    @model_validator(mode="after")
     def _some_model(self) -> Self:
         if not self.packages and not self.embed:
             raise ValueError("give at least 1 package, in packages or in embed")

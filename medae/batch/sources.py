@@ -1,47 +1,20 @@
-"""Where the bytes of a case lie: a file, a member of an archive, or a URL; and their fingerprint when they are read."""
+"""The bytes of a case, from wherever its files lie, and their fingerprint when they are read."""
 
 import hashlib
-import json
 import os
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from medae.batch.archives import read_member
+from medae.batch.files import File, Member, Url
+from medae.batch.remote import read_url
 from medae.errors import InputError, UnreadableImage
 from medae.io.guard import Limits
 
 _PIECE = 1 << 20
 _WHOLE = 1 << 26
 """Bytes of a file that is read once, for its digest and its pixels; longer ones and series are read by their path."""
-_URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_MEMBER = "member:"
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file within an archive."""
-
-    archive: Path
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.archive}/{self.name}"
-
-
-@dataclass(frozen=True)
-class Url:
-    """A file that fsspec opens, if its address is allowed."""
-
-    address: str
-
-    def __str__(self) -> str:
-        return self.address
-
-
-File = str | Path | Member | Url
-"""A text is a path of a list that nobody has looked at: a million of them are planned without being taken apart."""
 
 
 class Fingerprint(NamedTuple):
@@ -60,29 +33,6 @@ class Fetched(NamedTuple):
 
     sources: list[Path | bytes]
     fingerprint: Fingerprint
-
-
-def is_url(text: str) -> bool:
-    return _URL.match(text) is not None
-
-
-def to_bytes(file: File) -> bytes:
-    """A file as a line of a plan, wherever the reader stands; a path need not be text."""
-    if isinstance(file, Member):
-        return os.fsencode(_MEMBER + json.dumps([os.path.abspath(file.archive), file.name], ensure_ascii=False))
-    if isinstance(file, Url):
-        return file.address.encode()
-    path = os.fspath(file)
-    return os.fsencode(path if path[0] == "/" else os.path.abspath(path))
-
-
-def from_bytes(line: bytes) -> File:
-    """The file that `to_bytes` wrote; local paths in plans are absolute, so they begin with a slash."""
-    text = os.fsdecode(line)
-    if text.startswith(_MEMBER):
-        archive, name = json.loads(text.removeprefix(_MEMBER))
-        return Member(Path(archive), name)
-    return Url(text) if is_url(text) else Path(text)
 
 
 def fetch(files: Sequence[File], limits: Limits, allow: Sequence[str] = ()) -> Fetched:
@@ -164,12 +114,8 @@ def joined(digests: Sequence[str]) -> str:
 
 def _content(file: File, limits: Limits, allow: Sequence[str]) -> bytes:
     if isinstance(file, Member):
-        from medae.batch.archives import read_member
-
         return read_member(file.archive, file.name, limits)
     if isinstance(file, Url):
-        from medae.batch.remote import read_url
-
         return read_url(file.address, limits, allow)
     try:
         return Path(file).read_bytes()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medae import answers
-from medae.batch.manifest import Item
+from medae.batch.item import Item
 from medae.batch.sources import Fingerprint, fetch
 from medae.errors import InputError, LimitExceeded, MedaeError
 from medae.image import Image

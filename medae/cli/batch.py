@@ -101,10 +101,12 @@ def retry(
 ) -> None:
     """Answer again what failed, with the settings that the batch was begun with; and go on with what is left."""
     from medae.batch.run import recorded
+    from medae.batch.settings import BatchSettings
+    from medae.settings import validate_settings
 
     settings = recorded(out)
     if workers is not None:
-        settings = settings.model_copy(update={"workers": workers})
+        settings = validate_settings(settings.model_dump() | {"workers": workers}, BatchSettings, "the options")
     _go(settings, again=True)
 
 
@@ -127,8 +129,11 @@ def merge(
 ) -> None:
     """Put the results of several folders (shards that had a folder each) into one."""
     from medae.batch.merge import merge
+    from medae.batch.state import show, state
 
-    _end(merge(folders, out))
+    counts = merge(folders, out)
+    show(state(out))
+    _end(counts)
 
 
 @batch.command()

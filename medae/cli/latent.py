@@ -11,7 +11,7 @@ from medae.cli.terminal import complain, print_json, stderr
 from medae.errors import InputError, SettingsError, UsageError
 
 if TYPE_CHECKING:
-    from medae.batch.manifest import Item
+    from medae.batch.item import Item
     from medae.image import Image
     from medae.io.answer import AnswerFile
     from medae.latent import LatentSpace

@@ -63,7 +63,9 @@ class Naming:
         self, kind: Kind, source: DicomSource, pixels: NDArray[Any], algorithm: Algorithm, *, variant: str = ""
     ) -> None:
         self.kind, self.source, self.algorithm = kind, source, algorithm
-        self._content = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest() + variant
+        # of several volumes in one file, each has answers of its own
+        frames = f"{source.frames}" if source.frames else ""
+        self._content = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest() + frames + variant
         number = int(source.datasets[0].get("SeriesNumber") or 0)
         self.series_number = SERIES_NUMBERS[kind] + max(number, 0) % 10_000 + 1
         self.series_uid = self.uid(str(source.datasets[0].SeriesInstanceUID))
@@ -79,17 +81,11 @@ def frame_uid(source: Dataset) -> UID:
     return UID(f"2.25.{uuid.uuid5(_ANSWERS, f'frame of reference of {source.SeriesInstanceUID}').int}")
 
 
-def source_of(image: Image, *, takes_frames: bool = False) -> DicomSource:
-    """The image's source, if a DICOM answer on its grid can be made; of several frames a file, if it takes these."""
+def source_of(image: Image) -> DicomSource:
+    """The image's source, if a DICOM answer on its grid can be made."""
     source = image.source
-    slices = len(source.frames or source.datasets) if isinstance(source, DicomSource) else 0
-    if not isinstance(source, DicomSource) or slices != image.geometry.shape[0]:
+    if not isinstance(source, DicomSource) or len(source.slices) != image.geometry.shape[0]:
         raise OutputError("DICOM answers are made for images that came from DICOM, on the grid that they came on")
-    if source.frames and not takes_frames:
-        raise UnsupportedImage(
-            "the source is a DICOM file of several frames, for which this kind of DICOM answer is not made; ask for "
-            "labels-nifti or summary output, or give the image as NIfTI"
-        )
     with guarded("the source's DICOM header is damaged"):
         for dataset in source.datasets:
             if (dataset.Rows, dataset.Columns) != image.geometry.shape[1:]:
@@ -113,11 +109,9 @@ def numbered(name: str, encoded: Sequence[bytes]) -> list[AnswerFile]:
     return [AnswerFile(f"{name}/{number:04}.dcm", MEDIA_TYPE, data) for number, data in enumerate(encoded, 1)]
 
 
-def reference_to(source: Dataset) -> Dataset:
-    """An item of SourceImageSequence."""
+def processed() -> Dataset:
+    """An item of SourceImageSequence that says what the source was for; `reference` says which it is."""
     item = Dataset()
-    item.ReferencedSOPClassUID = source.SOPClassUID
-    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
     item.PurposeOfReferenceCodeSequence = DicomSequence(
         [code_item("121322", "DCM", "Source image for image processing operation")]
     )

@@ -23,8 +23,8 @@ from medae.io.dicom_answer import (
     Naming,
     declare_loss,
     numbered,
+    processed,
     processing_equipment,
-    reference_to,
     source_of,
     stamp,
 )
@@ -32,6 +32,7 @@ from medae.io.dicom_elements import to_bytes, without_pixel_facts
 from medae.io.dicom_file import DicomSource, guarded
 from medae.io.dicom_frames import frame_count
 from medae.io.dicom_pixels import padding_values, rescale, shifts_exactly
+from medae.io.dicom_references import reference
 
 # fmt: off
 _PALETTE = (
@@ -47,6 +48,7 @@ _ACQUIRED = (  # PS3.3 C.8.13.4, of ORIGINAL and MIXED images
     "SteadyStatePulseSequence", "EchoPlanarPulseSequence", "SaturationRecovery", "SpectrallySelectedSuppression",
     "OversamplingPhase", "GeometryOfKSpaceTraversal", "RectilinearPhaseEncodeReordering",
     "SegmentedKSpaceTraversal", "CoverageOfKSpace", "NumberOfKSpaceTrajectories",
+    "BulkMotionCompensationTechnique",  # PS3.3 C.7.6.18.3
 )
 # fmt: on
 _ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
@@ -62,7 +64,7 @@ def encode_restored(
     A source file of several frames becomes one file of as many. Raises OutputError for other grids or channels,
     UnsupportedImage for a source without UIDs to refer to, with a modality table, or with frames that were not read.
     """
-    source = source_of(image, takes_frames=True)
+    source = source_of(image)
     with guarded("no derived series can be made for a source with this header"):
         naming = Naming("restored", source, image.pixels, algorithm)
         moment = now or datetime.now()
@@ -72,7 +74,7 @@ def encode_restored(
 
 
 def _instance(image: Image, index: int, naming: Naming, description: str, moment: datetime) -> Dataset:
-    source = naming.source.datasets[index]
+    source, slices = naming.source.datasets[index], _slices_of(naming.source, index)
     answer = without_pixel_facts(source)
     answer.SOPInstanceUID = naming.uid(str(source.SOPInstanceUID))
     answer.SeriesInstanceUID = naming.series_uid
@@ -84,12 +86,12 @@ def _instance(image: Image, index: int, naming: Naming, description: str, moment
     algorithm = naming.algorithm
     made_by = f"{description} by {algorithm.name} {algorithm.version} {algorithm.digest}"
     answer.DerivationDescription = made_by[:1024]
-    answer.SourceImageSequence = DicomSequence([reference_to(source)])
+    answer.SourceImageSequence = DicomSequence([reference(naming.source, [slice for slice, _ in slices], processed())])
     equipment = list(source.get("ContributingEquipmentSequence") or [])
     answer.ContributingEquipmentSequence = DicomSequence([*equipment, processing_equipment(algorithm)])
     declare_loss(answer, source)
     stamp(answer, moment)
-    _set_pixels(answer, source, image, naming.source, _slices_of(naming.source, index))
+    _set_pixels(answer, source, image, naming.source, slices)
     answer.file_meta = FileMetaDataset()
     answer.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     answer.file_meta.MediaStorageSOPClassUID = answer.SOPClassUID

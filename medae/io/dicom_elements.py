@@ -24,6 +24,7 @@ _DROPPED = (
 )
 # fmt: on
 _DROPPED_TAGS = {Tag(name) for name in _DROPPED}
+_GROUPS_OF_FRAMES = {Tag("SharedFunctionalGroupsSequence"), Tag("PerFrameFunctionalGroupsSequence")}
 _REPEATING = (0x50, 0x60)  # curves, overlays
 _EXPLICIT_LITTLE_ENDIAN = (False, True)
 _UNDEFINED = 0xFFFFFFFF
@@ -31,13 +32,18 @@ _SHORT, _LONG = struct.Struct("<HH2sH"), struct.Struct("<HH2sHL")
 """Heads of elements (PS3.5 7.1.2): group, element, VR, and a length of two bytes, or of four behind two of nothing."""
 
 
-def without_pixel_facts(source: Dataset) -> Dataset:
-    """A copy without what describes the old pixels only; what stays, and was not looked at, has the source's bytes."""
+def without_pixel_facts(source: Dataset, *, groups_of_frames: bool = True) -> Dataset:
+    """A copy without what describes the old pixels only; what stays, and was not looked at, has the source's bytes.
+
+    groups_of_frames: with the functional groups, which in large files take longer to copy than all else.
+    """
     as_it_came = source.original_encoding == _EXPLICIT_LITTLE_ENDIAN
     kept: dict[BaseTag, DataElement | RawDataElement] = {}
     for tag in source.keys():  # noqa: SIM118  # to iterate over a data set is to decode it
         if tag & 0x10000 or tag >> 24 in _REPEATING or tag & 0xFFFF == 0 or tag in _DROPPED_TAGS:
             continue  # or private, or the length of a group
+        if not groups_of_frames and tag in _GROUPS_OF_FRAMES:
+            continue
         raw = source.get_item(tag)
         if as_it_came and isinstance(raw, RawDataElement) and _is_plain(raw):
             kept[tag] = raw

@@ -87,6 +87,11 @@ class DicomSource(Source):
     """Where a file has several frames: of each slice, its dataset and its frame there, both from 0. Else empty."""
 
     @property
+    def slices(self) -> tuple[tuple[int, int], ...]:
+        """Of each slice of the image, its dataset and its frame there, both from 0."""
+        return self.frames or tuple((index, 0) for index in range(len(self.datasets)))
+
+    @property
     def modality(self) -> str | None:
         """Of the first slice; a series has one."""
         return (str(self.datasets[0].get("Modality") or "") or None) if self.datasets else None

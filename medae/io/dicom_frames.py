@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +149,13 @@ def functional_group(dataset: Dataset, frame: int, name: str) -> Dataset | None:
     return None
 
 
+def of_frame(dataset: Dataset, frame: int, group: str, name: str) -> Any:
+    """What a frame's functional group says, or the top of the header of a file of one frame."""
+    # one place at the top of a header says nothing of many frames
+    top = dataset if frame_count(dataset) == 1 else Dataset()
+    return (functional_group(dataset, frame, group) or top).get(name)
+
+
 def _require_picture(dataset: Dataset) -> None:
     """Raises UnsupportedImage unless these are grey or colour pictures of a kind that is read."""
     sop_class = str(dataset.get("SOPClassUID", ""))
@@ -182,7 +190,7 @@ def _frames(dataset: Dataset, frames: int, make: Callable[..., Slice]) -> Iterat
     sop_class, bits = str(dataset.get("SOPClassUID", "")), int(dataset.BitsAllocated)
     places = _volume_indices(dataset)
     for frame in range(frames):
-        position, directions = _vectors(dataset, frame, frames)
+        position, directions = _vectors(dataset, frame)
         yield make(
             frame=frame,
             frames=frames,
@@ -215,16 +223,10 @@ def _channels(dataset: Dataset) -> int:
     )
 
 
-def _vectors(
-    dataset: Dataset, frame: int, frames: int
-) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+def _vectors(dataset: Dataset, frame: int) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
     """Position and (2, 3) directions in LPS, both or neither. Raises GeometryError where they are no frame."""
-    place = functional_group(dataset, frame, "PlanePositionSequence")
-    plane = functional_group(dataset, frame, "PlaneOrientationSequence")
-    # one place at the top of a header says nothing of many frames
-    top = dataset if frames == 1 else Dataset()
-    position = (place or top).get("ImagePositionPatient")
-    orientation = (plane or top).get("ImageOrientationPatient")
+    position = of_frame(dataset, frame, "PlanePositionSequence", "ImagePositionPatient")
+    orientation = of_frame(dataset, frame, "PlaneOrientationSequence", "ImageOrientationPatient")
     if not position or not orientation:
         return None, None
     origin = np.array([float(value) for value in position])

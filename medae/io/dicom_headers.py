@@ -27,6 +27,9 @@ from medae.io.dicom_answer import (
     stamp,
 )
 from medae.io.dicom_elements import without_pixel_facts
+from medae.io.dicom_file import DicomSource
+from medae.io.dicom_frames import functional_group, of_frame
+from medae.io.dicom_references import as_slice, refer
 
 # What a label is when its model does not say: something anatomical, some tissue (SNOMED CT).
 _CATEGORY = CodedTerm(value="91723000", scheme="SCT", meaning="Anatomical Structure")
@@ -46,26 +49,52 @@ PATIENT_AND_STUDY = (
 """What any answer in a study repeats of it."""
 _WHO_AND_WHERE = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "Rows",
-    "Columns", "ImagePositionPatient", "PixelSpacing",
+    "Columns", "PixelSpacing",
 )
 # fmt: on
 
 
 def normalised(naming: Naming, image: Image) -> list[Dataset]:
-    """Copies of the source's headers with all that highdicom takes for granted."""
-    sources = naming.source.datasets
-    in_space = all(header.get("ImagePositionPatient") and header.get("ImageOrientationPatient") for header in sources)
-    first = without_pixel_facts(sources[0])
-    _normalise_patient_and_study(first)
-    declare_loss(first, sources[0])
+    """A header for each slice of the image, as of a file of one frame, with all that highdicom takes for granted.
+
+    What is made of them is given to `finish`, which makes it refer to the true files and frames.
+    """
+    source = naming.source
+    planes = [_plane(source.datasets[file], frame) for file, frame in source.slices]
+    headers = [_first(source.datasets[source.slices[0][0]])]
     # of the others highdicom asks only who and where they are
-    headers = [first, *(_picked(source, _WHO_AND_WHERE) for source in sources[1:])]
-    for header in headers:
-        if in_space and image.geometry.unit == "mm":
-            _place(header, sources[0], image.geometry)
+    headers += [_picked(source.datasets[file], _WHO_AND_WHERE) for file, _ in source.slices[1:]]
+    in_space = image.geometry.unit == "mm" and all(planes)
+    for number, (header, plane) in enumerate(zip(headers, planes, strict=True)):
+        if in_space and plane is not None and planes[0] is not None:
+            # real headers round the orientation of one series differently
+            header.ImagePositionPatient, header.ImageOrientationPatient = plane[0], planes[0][1]
+            _measure(header, source, image.geometry)
         else:
             _unplace(header)
+        as_slice(header, number)
     return headers
+
+
+def evidence(naming: Naming) -> list[Dataset]:
+    """A header for each file of the source, with all that highdicom asks of the evidence of a report."""
+    first, *others = naming.source.datasets
+    return [_first(first), *(_picked(header, _WHO_AND_WHERE) for header in others)]
+
+
+def _first(source: Dataset) -> Dataset:
+    """The one that highdicom asks about patient and study."""
+    first = without_pixel_facts(source, groups_of_frames=False)
+    _normalise_patient_and_study(first)
+    declare_loss(first, source)
+    return first
+
+
+def _plane(source: Dataset, frame: int) -> tuple[Any, Any] | None:
+    """Position and orientation of a frame as its header has them, both or neither."""
+    position = of_frame(source, frame, "PlanePositionSequence", "ImagePositionPatient")
+    orientation = of_frame(source, frame, "PlaneOrientationSequence", "ImageOrientationPatient")
+    return (list(position), list(orientation)) if position and orientation else None
 
 
 def _picked(source: Dataset, names: Sequence[str]) -> Dataset:
@@ -92,17 +121,19 @@ def _normalise_patient_and_study(header: Dataset) -> None:
         header.SpecificCharacterSet = "ISO_IR 192"
 
 
-def _place(header: Dataset, first: Dataset, geometry: Geometry) -> None:
-    """What highdicom needs to know of a slice in space; real headers miss some, or round it differently."""
-    header.ImageOrientationPatient = list(first.ImageOrientationPatient)
-    header.PixelSpacing = list(first.PixelSpacing)
+def _measure(header: Dataset, source: DicomSource, geometry: Geometry) -> None:
+    """The measures that highdicom needs of a slice in space; real headers miss some, or round them differently."""
+    file, frame = source.slices[0]
+    first = source.datasets[file]
+    measures = functional_group(first, frame, "PixelMeasuresSequence") or first
+    header.PixelSpacing = list(measures.get("PixelSpacing") or first.PixelSpacing)
     if not header.get("FrameOfReferenceUID"):
         header.FrameOfReferenceUID = frame_uid(first)
     step, row, column = (geometry.affine[:3, axis] for axis in range(3))
     # along the normal, also where a tilted gantry shifted the slices
     pitch = abs(float(np.linalg.det([step, row, column]))) / float(np.linalg.norm(np.cross(row, column)))
     if not header.get("SliceThickness"):
-        header.SliceThickness = format_number_as_ds(pitch)
+        header.SliceThickness = measures.get("SliceThickness") or format_number_as_ds(pitch)
     header.pop("SpacingBetweenSlices", None)
     if geometry.shape[0] > 1:
         header.SpacingBetweenSlices = format_number_as_ds(pitch)
@@ -135,8 +166,11 @@ def made_by(naming: Naming) -> dict[str, Any]:
 
 
 def finish(made: Dataset, naming: Naming, moment: datetime) -> None:
-    """What highdicom draws at random or takes from the clock becomes a function of the answer and `moment`."""
+    """What highdicom draws at random or takes from the clock becomes a function of the answer and `moment`, and what
+    was made of `normalised` headers refers to the files that they are of."""
     stamp(made, moment)
+    if "PerFrameFunctionalGroupsSequence" in made:
+        refer(made, naming.source)
     dimensions = naming.uid(made.SOPInstanceUID, "dimensions")
     for item in [*made.get("DimensionOrganizationSequence", ()), *made.get("DimensionIndexSequence", ())]:
         item.DimensionOrganizationUID = dimensions

@@ -22,14 +22,16 @@ from medae.io.dicom_answer import (
     Naming,
     declare_loss,
     numbered,
+    processed,
     processing_equipment,
-    reference_to,
     source_of,
     stamp,
 )
 from medae.io.dicom_elements import to_bytes
 from medae.io.dicom_file import guarded
+from medae.io.dicom_frames import functional_group
 from medae.io.dicom_headers import PATIENT_AND_STUDY, normalised
+from medae.io.dicom_references import reference
 
 # fmt: off
 _PLACE = (
@@ -41,8 +43,11 @@ _PLACE = (
 
 def display_window(image: Image) -> tuple[float, float] | None:
     """The values that the source's own window shows black and white, exchanged for MONOCHROME1; None without one."""
-    header = source_of(image).datasets[0]
+    source = source_of(image)
+    file, frame = source.slices[0]
+    photometric = source.datasets[file].PhotometricInterpretation
     with guarded("the source's window is damaged"):
+        header = functional_group(source.datasets[file], frame, "FrameVOILUTSequence") or source.datasets[file]
         centre, width = (header.get(name) for name in ("WindowCenter", "WindowWidth"))
         if centre in (None, "") or width in (None, "") or image.channels != 1:
             return None
@@ -51,7 +56,7 @@ def display_window(image: Image) -> tuple[float, float] | None:
         if not (np.isfinite([middle, half]).all() and half > 0):
             return None
         low, high = middle - half, middle + half
-        return (high, low) if header.PhotometricInterpretation == "MONOCHROME1" else (low, high)
+        return (high, low) if photometric == "MONOCHROME1" else (low, high)
 
 
 def encode_overlay(
@@ -79,7 +84,7 @@ def encode_overlay(
 def _instance(
     naming: Naming, headers: Sequence[Dataset], index: int, rgb: NDArray[np.uint8], description: str, moment: datetime
 ) -> Dataset:
-    source, made = naming.source.datasets[index], Dataset()
+    source, made = naming.source.datasets[naming.source.slices[index][0]], Dataset()
     for name in PATIENT_AND_STUDY:
         if name in headers[0]:
             made[name] = headers[0][name]
@@ -99,7 +104,8 @@ def _instance(
 
 def _identify(made: Dataset, naming: Naming, source: Dataset, index: int, description: str) -> None:
     made.SOPClassUID = SecondaryCaptureImageStorage
-    made.SOPInstanceUID = naming.uid(str(source.SOPInstanceUID))
+    frame = f"{naming.source.slices[index][1]}" if naming.source.frames else ""
+    made.SOPInstanceUID = naming.uid(str(source.SOPInstanceUID), frame)
     made.SeriesInstanceUID, made.SeriesNumber = naming.series_uid, naming.series_number
     made.SeriesDescription = f"{description} by {naming.algorithm.name} (AI)"[:64]
     made.InstanceNumber = index + 1
@@ -112,7 +118,7 @@ def _identify(made: Dataset, naming: Naming, source: Dataset, index: int, descri
     if "Laterality" in source or "BodyPartExamined" not in source:  # type 2C: empty where nobody said
         made.Laterality = source.get("Laterality")
     made.PatientOrientation = source.get("PatientOrientation")
-    made.SourceImageSequence = DicomSequence([reference_to(source)])
+    made.SourceImageSequence = DicomSequence([reference(naming.source, [index], processed())])
     made.ContributingEquipmentSequence = DicomSequence([processing_equipment(naming.algorithm)])
 
 

@@ -23,7 +23,7 @@ from medae.io.answer import Algorithm, AnswerFile, Findings, LabelSize
 from medae.io.dicom_answer import MANUFACTURER, MEDIA_TYPE, SCHEME, Naming, serial_number, source_of
 from medae.io.dicom_elements import to_bytes
 from medae.io.dicom_file import guarded
-from medae.io.dicom_headers import category_of, finish, made_by, normalised, term_of
+from medae.io.dicom_headers import category_of, evidence, finish, made_by, term_of
 from medae.verdict import Verdict
 
 PERCENTILE = Code("percentile", SCHEME, "Percentile among the model's reference images")
@@ -57,13 +57,13 @@ def encode_report(
     answers: the other files of this answer; the DICOM ones are evidence, and a SEG's segments are those measured.
     Raises OutputError and UnsupportedImage as source_of does.
     """
-    evidence = [_opened(file) for file in answers if file.media_type == MEDIA_TYPE]
-    said = repr((findings, [str(one.SOPInstanceUID) for one in evidence]))
+    made_before = [_opened(file) for file in answers if file.media_type == MEDIA_TYPE]
+    said = repr((findings, [str(one.SOPInstanceUID) for one in made_before]))
     naming = Naming("report", source_of(image), np.frombuffer(said.encode(), np.uint8), algorithm)
     with guarded("no report can be made for a source with this header; ask for summary output"):
-        seg = next((one for one in evidence if one.SOPClassUID in _SEG_CLASSES), None)
+        seg = next((one for one in made_before if one.SOPClassUID in _SEG_CLASSES), None)
         made = hd.sr.Comprehensive3DSR(
-            evidence=[*normalised(naming, image), *evidence],
+            evidence=[*evidence(naming), *made_before],
             content=_content(findings, naming, seg),
             is_complete=True,
             **made_by(naming),

@@ -27,6 +27,7 @@ from medae.io.dicom_elements import to_bytes
 from medae.io.dicom_file import guarded
 from medae.io.dicom_headers import category_of, finish, made_by, normalised, term_of
 from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
+from medae.io.dicom_references import is_pile, piled, unpile
 
 MAXIMUM = 255
 """Stored value of a FRACTIONAL SEG that stands for 1 (probabilities), or for the map's `maximum`."""
@@ -130,8 +131,9 @@ def _answer(
                 naming.source.datasets[0].SeriesInstanceUID, f"segment {segment.SegmentNumber}"
             )
             segment.TrackingID = f"{algorithm.name[:40]} {segment.SegmentLabel[:20]}"
+        in_pile = is_pile(headers)
         seg = hd.seg.Segmentation(
-            source_images=headers,
+            source_images=piled(headers) if in_pile else headers,
             pixel_array=pixels,
             segmentation_type=form,
             fractional_type="PROBABILITY",
@@ -144,6 +146,8 @@ def _answer(
         )
         if "ImagePositionPatient" not in headers[0]:  # PS3.3 C.7.6.1: it says how it is turned, or says nothing
             seg.PatientOrientation = headers[0].get("PatientOrientation")
+        if in_pile:
+            unpile(seg, headers, naming.source)
         finish(seg, naming, now or datetime.now())
         return [AnswerFile(name, MEDIA_TYPE, to_bytes(seg))]
 
