@@ -2,12 +2,11 @@
 
 DSB2018 (test: md5 of the id, of five parts the first) and TNBC (every patient held out once, in two folds). Each
 network is trained with the same crops, steps and seeds; its mask is parted into nuclei by the watershed that
-parts the floor's, Otsu's threshold. Results are kept picture by picture in `--out`: a run that was cut off goes on.
-Times of `--measure` are those of the processor, of one thread: other work does not count. Those of a CUDA device are in
+parts the floor's, Otsu's threshold. Results, models and costs are kept in `--out`: a run that was cut off goes on.
+Times are those of the processor, of one thread: other work does not count. Those of a CUDA device are in
 `benchmarks.cuda`.
 
-    python -m benchmarks.nuclei [--steps 600] [--seeds 0 1 2] [--workers 0] [--out runs/nuclei] [--measure]
-    python -m benchmarks.nuclei --picture docs/pictures/nuclei.png
+    python -m benchmarks.nuclei [--steps 600] [--seeds 0 1 2] [--out runs/nuclei] [--picture FILE.png]
 """
 
 import argparse
@@ -30,6 +29,8 @@ from benchmarks.nuclei_data import SHARED, Picture, dsb2018, held_out, measured,
 from benchmarks.perceptual import picture_of
 
 SETS = {"dsb2018": (dsb2018, (0,)), "tnbc": (tnbc, (0, 1))}
+STEPS = {"dsb2018": 1000, "tnbc": 600}
+"""Many microscopes, and one stain."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "segnet": {"kind": "segnet", "features": [8, 16, 32, 64], "convolutions": [2, 2, 2, 2]},
     "unet": {"kind": "unet", "features": [8, 16, 32, 64, 64], "strides": [1, 2, 2, 2]},
@@ -38,8 +39,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 BATCH, PATCH = 8, 96
 FLOOR = "otsu + watershed"
 QUALITIES = ("Dice", "AP@.5", "AJI")
-Task = tuple[str, int, str, int]
-"""Set, fold, method, seed."""
+COSTS = {"weights": "weights", "step_ms": "step, ms", "peak_mib": "peak, MiB", "picture_ms": "picture of 256, ms"}
+Task = tuple[str, int, str, int, int]
+"""Set, fold, method, seed, steps."""
 
 
 def experiment(network: str, cases: Path, steps: int, seed: int, workers: int = 0) -> Any:
@@ -71,10 +73,10 @@ def experiment(network: str, cases: Path, steps: int, seed: int, workers: int = 
     )
 
 
-def measure(task: Task, pictures: list[Picture], steps: int, workers: int = 0) -> Iterator[dict[str, Any]]:
+def measure(task: Task, pictures: list[Picture], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each held-out picture by one method; a network is trained without them first."""
-    name, fold, method, seed = task
-    segment = partial(otsu, name) if method == FLOOR else trained(task, pictures, steps, workers)
+    name, fold, method, seed, _ = task
+    segment = partial(otsu, name) if method == FLOOR else trained(task, pictures, arguments)
     for picture in pictures:
         if held_out(name, picture, fold) or (method == FLOOR and name == "tnbc"):
             found = measured(segment(picture.rgb), picture.nuclei)
@@ -82,27 +84,35 @@ def measure(task: Task, pictures: list[Picture], steps: int, workers: int = 0) -
 
 
 def trained(
-    task: Task, pictures: list[Picture], steps: int, workers: int
+    task: Task, pictures: list[Picture], arguments: argparse.Namespace
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.bool_]]:
-    """Picture -> mask."""
+    """Picture -> mask, by the model that is kept, or by one that is trained now."""
     from medae.image import Image
+    from medae.package import load
     from medae.predictor import Predictor
     from medae.training import train
 
-    name, fold, network, seed = task
-    with tempfile.TemporaryDirectory() as folder:
-        cases = write_cases(name, pictures, fold, Path(folder) / "data")
-        predictor = Predictor(train(experiment(network, cases, steps, seed, workers), Path(folder) / "run"))
+    name, fold, network, seed, steps = task
+    kept = arguments.out / f"{network}-{name}-{fold}-seed{seed}-{steps}"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            cases = write_cases(name, pictures, fold, Path(folder) / "data")
+            setup = experiment(network, cases, steps, seed, arguments.workers)
+            train(setup, Path(folder) / "run").save(kept)
+    predictor = Predictor(load(kept))
     return lambda rgb: predictor(Image.from_picture(rgb)).image.pixels[0, 0] > 0
 
 
-def drawn(pictures: list[Picture], steps: int, workers: int, rows: int = 3) -> dict[str, list[NDArray[np.float32]]]:
+def drawn(
+    pictures: list[Picture], arguments: argparse.Namespace, rows: int = 3
+) -> dict[str, list[NDArray[np.float32]]]:
     """Held-out pictures of DSB2018 with the borders of what is true and of what both networks find."""
     shown = [picture for picture in pictures if held_out("dsb2018", picture, 0)]
     shown = [shown[at] for at in np.linspace(0, len(shown) - 1, rows).astype(int)]
     found = {"truth": [bordered(picture.rgb, picture.nuclei) for picture in shown]}
     for network in NETWORKS:
-        segment = trained(("dsb2018", 0, network, 0), pictures, steps, workers)
+        task = ("dsb2018", 0, network, arguments.seeds[0], arguments.steps or STEPS["dsb2018"])
+        segment = trained(task, pictures, arguments)
         found[network] = [bordered(picture.rgb, parted(segment(picture.rgb))) for picture in shown]
     return found
 
@@ -155,24 +165,25 @@ def _seconds(work: Any) -> float:
     return time.thread_time() - start
 
 
-def costs(rounds: int = 3) -> None:
-    """Both networks in turn, each time in a fresh process; the medians."""
-    found: dict[str, list[dict[str, float]]] = {network: [] for network in NETWORKS}
-    for _ in range(rounds):
-        for network, values in found.items():
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.nuclei", "--cost", network], capture_output=True, check=True
-            )
-            values.append(json.loads(done.stdout))
-    rows = [
-        (network, *(float(np.median([each[key] for each in values])) for key in values[0]))
-        for network, values in found.items()
-    ]
-    print(table(("network", *next(iter(found.values()))[0]), rows))
+def costs(path: Path, rounds: int = 3) -> dict[str, dict[str, float]]:
+    """Network -> medians over processes of its own, both networks in turn; from the file if it is there."""
+    if not path.exists():
+        found: dict[str, list[dict[str, float]]] = {network: [] for network in NETWORKS}
+        for _ in range(rounds):
+            for network, values in found.items():
+                command = [sys.executable, "-m", "benchmarks.nuclei", "--cost", network]
+                values.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+        medians = {
+            network: {key: float(np.median([each[key] for each in values])) for key in values[0]}
+            for network, values in found.items()
+        }
+        path.write_text(json.dumps(medians))
+    read: dict[str, dict[str, float]] = json.loads(path.read_text())
+    return read
 
 
-def summary(lines: list[dict[str, Any]]) -> str:
-    """Mean over pictures, then mean and range over seeds."""
+def summary(lines: list[dict[str, Any]], costs: dict[str, dict[str, float]]) -> str:
+    """Mean over pictures, then mean and range over seeds; what a step of the training and a picture cost."""
     rows = []
     for name in SETS:
         for method in (FLOOR, *NETWORKS):
@@ -181,9 +192,10 @@ def summary(lines: list[dict[str, Any]]) -> str:
             means = [
                 [np.mean([line[key] for line in mine if line["seed"] == seed]) for key in QUALITIES] for seed in seeds
             ]
+            spent = [f"{costs[method][key]:.0f}" if method in costs else "" for key in COSTS]
             if seeds:
-                rows.append((name, method, len(seeds), *_shown(np.array(means))))
-    return table(("set", "method", "seeds", *QUALITIES), rows)
+                rows.append((name, method, len(seeds), *_shown(np.array(means)), *spent))
+    return table(("set", "method", "seeds", *QUALITIES, *COSTS.values()), rows)
 
 
 def _shown(means: Any) -> list[str]:
@@ -197,53 +209,62 @@ def _shown(means: Any) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED, help="where dsb2018_stage1 and tnbc_nuclei lie")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, help=f"of each training; without: {STEPS}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=0, help="processes that cut patches for a training")
     parser.add_argument("--out", type=Path, default=Path("runs/nuclei"), help="keeps results.jsonl")
     parser.add_argument("--only", choices=[FLOOR, *NETWORKS], nargs="+", default=[FLOOR, *NETWORKS])
-    parser.add_argument("--picture", type=Path, help="only draw what both find on pictures of DSB2018")
-    parser.add_argument("--measure", action="store_true", help="time and memory only")
+    parser.add_argument("--sets", choices=list(SETS), nargs="+", default=list(SETS))
+    parser.add_argument("--picture", type=Path, help="draw what both find on pictures of DSB2018")
     parser.add_argument("--cost", choices=list(NETWORKS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cost:
         print(json.dumps(cost(arguments.cost)))
-    elif arguments.measure:
-        costs()
-    elif arguments.picture:
-        found = drawn(list(dsb2018(arguments.data)), arguments.steps, arguments.workers)
-        picture_of(found, rows=3, side=160, zoom=1).quantize(128).save(arguments.picture, optimize=True)
-    else:
-        print(summary(results(arguments)))
-
-
-def results(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All lines of results.jsonl, once those that are missing were made."""
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "results.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {tuple(line["run"]) for line in lines}
     pictures = {name: list(read(arguments.data)) for name, (read, _) in SETS.items()}
-    tasks = [(name, 0, FLOOR, 0) for name in SETS if FLOOR in arguments.only]
-    # seed by seed, so that a run that is cut off compares what is comparable
-    tasks += [
-        (name, fold, network, seed)
+    lines = results(pictures, arguments)
+    print(summary(lines, costs(arguments.out / "costs.json")))
+    if arguments.picture:
+        found = drawn(pictures["dsb2018"], arguments)
+        picture_of(found, rows=3, side=160, zoom=1).quantize(128).save(arguments.picture, optimize=True)
+
+
+def results(pictures: dict[str, list[Picture]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The lines of what was asked for; those that are missing in results.jsonl are made now and added."""
+    path = arguments.out / "results.jsonl"
+    for task in tasks(arguments):
+        if task in _lines(path):
+            continue
+        made = [line | {"run": task} for line in measure(task, pictures[task[0]], arguments)]
+        with path.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in made))
+        said = {key: round(float(np.mean([line[key] for line in made])), 3) for key in QUALITIES}
+        print(*task, said, file=sys.stderr)
+    found = _lines(path)
+    return [line for task in tasks(arguments) for line in found[task]]
+
+
+def tasks(arguments: argparse.Namespace) -> list[Task]:
+    """Seed by seed, so that a run that is cut off compares what is comparable."""
+    floors: list[Task] = [(name, 0, FLOOR, 0, 0) for name in arguments.sets if FLOOR in arguments.only]
+    return floors + [
+        (name, fold, network, seed, arguments.steps or STEPS[name])
         for seed in arguments.seeds
-        for name, (_, folds) in SETS.items()
-        for fold in folds
+        for name in arguments.sets
+        for fold in SETS[name][1]
         for network in NETWORKS
         if network in arguments.only
     ]
-    for task in (task for task in tasks if task not in done):
-        made = [
-            line | {"run": list(task)} for line in measure(task, pictures[task[0]], arguments.steps, arguments.workers)
-        ]
-        with path.open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in made))
-        lines += made
-        said = {key: round(float(np.mean([line[key] for line in made])), 3) for key in QUALITIES}
-        print(*task, said, file=sys.stderr)
-    return lines
+
+
+def _lines(path: Path) -> dict[Task, list[dict[str, Any]]]:
+    """By the task that made them."""
+    found: dict[Task, list[dict[str, Any]]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        made = json.loads(line)
+        found.setdefault(tuple(made["run"]), []).append(made)
+    return found
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from scipy import ndimage
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 VALIDATION = 6
 """Pictures of the training part that choose the weights."""
+SIDE = 256
+"""A larger picture of DSB2018 is cut to its middle for training: patches are drawn by area, so that the few large ones
+would be most of what is seen, while results are means over pictures."""
 Labels = NDArray[np.int32]
 
 
@@ -68,11 +71,17 @@ def write_cases(name: str, pictures: list[Picture], fold: int, folder: Path) -> 
         rows = csv.writer(file)
         rows.writerow(["id", "image", "target", "patient", "split"])
         for picture in training:
-            Pillow.fromarray(picture.rgb).save(folder / f"{picture.id}.png")
-            Pillow.fromarray((picture.nuclei > 0).astype(np.uint8)).save(folder / f"{picture.id}-mask.png")
             split = "validation" if picture.patient in chosen else "train"
+            part = _middle(picture.nuclei.shape) if (name, split) == ("dsb2018", "train") else ...
+            Pillow.fromarray(picture.rgb[part]).save(folder / f"{picture.id}.png")
+            Pillow.fromarray((picture.nuclei > 0).astype(np.uint8)[part]).save(folder / f"{picture.id}-mask.png")
             rows.writerow([picture.id, f"{picture.id}.png", f"{picture.id}-mask.png", picture.patient, split])
     return folder / "cases.csv"
+
+
+def _middle(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    starts = [max((length - SIDE) // 2, 0) for length in shape]
+    return tuple(slice(start, start + SIDE) for start in starts)
 
 
 def otsu(name: str, rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -172,6 +172,21 @@ def fitted(name: str, images: Images, seed: int, steps: int, features: Sequence[
     }
 
 
+def kept(training: dict[str, Any], images: Images, path: Path | None) -> dict[str, Any]:
+    """Its line in the file if it is there, and else made now and added: a run that was cut off goes on."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+    for line in lines:
+        if training.items() <= line.items():
+            return {key: value for key, value in line.items() if key not in training}
+    name, seed, steps, features = (training[key] for key in ("name", "seed", "steps", "features"))
+    made = fitted(name, images, seed, steps, features)
+    print(json.dumps(training | made), file=sys.stderr)
+    if path:
+        with path.open("a") as file:
+            file.write(json.dumps(training | made) + "\n")
+    return made
+
+
 def _answers(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """(reconstructions, indices)."""
     device, made = next(network.parameters()).device, []
@@ -184,15 +199,15 @@ def _answers(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(predictions), torch.cat(indices)
 
 
-def mixtures(seeds: Sequence[int]) -> str:
-    """The first table."""
+def mixtures(names: Sequence[str], seeds: Sequence[int]) -> str:
+    """The first table: of those that learn a book."""
     makers = {
         name: lambda decay=decay: EMASettings(codes=BOOK, channels=CHANNELS, decay=decay).build()
         for name, decay in OURS.items()
     } | {name: lambda decay=decay: Theirs(decay) for name, decay in THEIRS.items()}
     rows = []
-    for name, make in makers.items():
-        found = np.array([mixture(make(), seed) for seed in seeds])
+    for name in (name for name in names if name in makers):
+        found = np.array([mixture(makers[name](), seed) for seed in seeds])
         rows.append([name, *(float(value) for value in found.mean(0))])
     return table(["mixture", "perplexity", "squared error"], rows)
 
@@ -228,10 +243,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--features", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--only", nargs="+", default=[*OURS, *THEIRS, *LEVELS, NOTHING])
-    parser.add_argument("--json", type=Path, help="also append each training's numbers here, a line each")
+    parser.add_argument("--json", type=Path, help="keeps each training's numbers, a line each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(mixtures(arguments.seeds), flush=True)
+    print(mixtures(arguments.only, arguments.seeds), flush=True)
     sets: dict[str, Images] = {} if arguments.skip_tissue else {"tissue": tissue()}
     if arguments.pneumonia:
         sets["pneumoniamnist"] = pneumonia(arguments.pneumonia)
@@ -239,12 +254,8 @@ def main() -> None:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.only}
         for seed in arguments.seeds:  # one seed after the other, so that all quantisers see the same machine
             for name, runs in found.items():
-                runs.append(fitted(name, images, seed, arguments.steps, arguments.features))
-                line = {"set": title, "name": name, "seed": seed, "features": arguments.features, **runs[-1]}
-                print(json.dumps(line), file=sys.stderr)
-                if arguments.json:
-                    with arguments.json.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                run_of = {"set": title, "name": name, "seed": seed, "steps": arguments.steps}
+                runs.append(kept(run_of | {"features": arguments.features}, images, arguments.json))
         print(f"\n{title}, network of {arguments.features}\n\n{show(found)}", flush=True)
 
 

@@ -3,7 +3,9 @@
 256 x 256 RGB pictures of tissue (PNG), a U-Net of the demo, two workers with one thread each. In turn, several rounds:
 
 - in-process: two processes decode, run the network and encode, in a loop. `bare`: medae's codecs around the network,
-  no more; `whole`: what `medae predict` does, with planned tiles, scores and the summary.
+  no more; `whole`: what `medae predict` does, with planned tiles, scores and the summary; `by hand`: Pillow around the
+  network as torch runs it (benchmarks/by_hand.py), with medae's settings of the allocator; `forward`: of that the
+  network alone.
 - service: `medae serve`, 32 clients at once, one picture a request; also 32 pictures a request (/v1/tiles).
 - plain: FastAPI + uvicorn + Pillow + torch (benchmarks/plain.py), the same clients; `threads` is its `def` endpoint,
   `inline` its `async def` one.
@@ -26,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -101,7 +104,23 @@ def whole(package: ModelPackage) -> Callable[[bytes], object]:
     return work
 
 
-WAYS = {"bare": bare, "whole": whole}
+def by_hand(package: ModelPackage) -> Callable[[bytes], object]:
+    """What one writes without medae."""
+    from benchmarks.by_hand import answer, network
+
+    return partial(answer, network(package))
+
+
+def forward(package: ModelPackage) -> Callable[[bytes], object]:
+    """The network alone, as torch runs it."""
+    from benchmarks.by_hand import decoded, forward, network
+
+    model = network(package)
+    kept = {data: decoded(data) for data in pictures()}
+    return lambda data: forward(model, kept[data])
+
+
+WAYS = {"bare": bare, "whole": whole, "by hand": by_hand, "forward": forward}
 
 
 class InProcess:
@@ -281,7 +300,8 @@ def main() -> None:
 
 def _print_throughput(package: Path, rounds: int, seconds: float) -> None:
     rates, spent = compare(package, rounds, seconds)
-    base = {name: median(rates[name]) for name in ("in-process, bare", "in-process, whole", "plain, threads")}
+    names = (*(f"in-process, {way}" for way in WAYS), "plain, threads")
+    base = {name: median(rates[name]) for name in names}
     rows = [
         (
             name,
@@ -292,7 +312,8 @@ def _print_throughput(package: Path, rounds: int, seconds: float) -> None:
         )
         for name, rate in rates.items()
     ]
-    print(table(("what", "pictures/s", "CPU ms", "/ bare", "/ whole", "/ plain, threads", "CPU of bare / CPU"), rows))
+    heads = ("what", "pictures/s", "CPU ms", *(f"/ {way}" for way in WAYS), "/ plain, threads", "CPU of bare / CPU")
+    print(table(heads, rows))
 
 
 def _print_latency(package: Path, seconds: float) -> None:

@@ -13,6 +13,7 @@ from medae.batch import work
 from medae.batch.merge import merge
 from medae.batch.run import recorded, run
 from medae.batch.settings import BatchSettings
+from medae.batch.state import state
 from medae.cli import app
 from medae.errors import SettingsError, UsageError
 from medae.experiment import Experiment
@@ -122,6 +123,22 @@ def test_the_command_line_embeds(ask: Ask, packages: Path, tmp_path: Path) -> No
     exported = ["batch", "export", str(tmp_path / "cli"), "--csv", str(tmp_path / "x.csv")]
     assert CliRunner().invoke(app, exported).exit_code == 0
     assert len((tmp_path / "x.csv").read_text().splitlines()) == COUNT + 1
+
+
+def test_the_command_line_tries_a_shard_again_and_not_the_others(ask: Ask, tmp_path: Path) -> None:
+    number = next(n for n in range(3) if "p4" in _of_shard(ask, tmp_path, n))
+    said = state(tmp_path / f"part{number}")
+    io.write_image(Image.from_picture(np.zeros((21, 28), np.uint8)), tmp_path / "in" / "p4.png")
+    words = ["batch", "retry", str(tmp_path / f"part{number}"), "--shard", f"{number}/3"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    after = state(tmp_path / f"part{number}")
+    assert (after["done"], after["failed"], after["left"]) == (said["done"] + 1, 0, said["left"])
+
+
+def _of_shard(ask: Ask, tmp_path: Path, number: int) -> list[str]:
+    """The ids that a shard answered, into a folder of its own."""
+    run(ask(f"part{number}", models=("segmenter",), shard=f"{number}/3", report=False), seen := Seen())
+    return seen.ids
 
 
 @pytest.fixture(scope="module")

@@ -132,15 +132,15 @@ def test_uneven_slices_are_refused_or_made_even_on_request(tmp_path: Path) -> No
     source = uneven(tmp_path / "scan", [0, 5, 15, 20])
     (item,) = list_items(source).items
     assert check_item(item, None).code == "bad-series"
-    (item,) = list_items(source, resample_gaps=True).items
+    (item,) = list_items(source, regular_grid=True).items
     plan = write_plan([item], tmp_path / "plan.parquet")
     (item,) = plan.items(np.ones(1, bool))
-    assert item.resample_gaps and check_item(item, None).accepted
+    assert item.regular_grid and check_item(item, None).accepted
     image = image_of(item)
     assert image.geometry.shape[0] == 5
     np.testing.assert_allclose(image.geometry.spacing[0], 5)
 
 
 def test_a_batch_knows_both(tmp_path: Path) -> None:
-    settings = BatchSettings(packages=("p",), inputs=("i",), out=tmp_path, series="2", resample_gaps=True)
+    settings = BatchSettings(packages=("p",), inputs=("i",), out=tmp_path, series="2", regular_grid=True)
     assert BatchSettings.model_validate(settings.model_dump(mode="json")) == settings

@@ -264,53 +264,6 @@ def test_monochrome1_keeps_its_values():
         np.testing.assert_array_equal(image.pixels[0, 0], VOLUME[0] - 1024.0)
 
 
-# -- uneven series, when asked -----------------------------------------------------------------------------------------
-
-
-def ramp(places, directions=DIRECTIONS["oblique"]):
-    """Slices at these places (mm along the normal), whose values grow with the place."""
-    normal = np.cross(*directions)
-
-    def move(dataset, index):
-        position = (-31.5, 17.25, 40.0) + places[index] * normal
-        dataset.ImagePositionPatient = [round(float(value), 6) for value in position]
-        dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
-
-    values = np.round(np.array(places) * 100).astype(np.int16)
-    return as_files(ct_series(values[:, None, None] + VOLUME[0], directions, change=move))
-
-
-@pytest.mark.parametrize("places", [[0, 2, 4, 8, 10], [0, 2, 4.3, 5.8, 8], [0, 2, 2, 4, 6], [8, 2, 0, 4]])
-def test_uneven_slices_are_made_even_when_asked(places):
-    files = ramp(places)
-    with pytest.raises(SeriesError):
-        read_image(files)
-    image = read_image(files, resample_gaps=True)
-    count = image.geometry.shape[0]
-    assert image.geometry.spacing[0] == pytest.approx(max(places) / (count - 1))
-    expected = np.linspace(0, max(places), count)[:, None, None] * 100 + VOLUME[0]
-    np.testing.assert_allclose(image.pixels[0], expected, atol=0.01)
-    ends = read_image([files[places.index(0)]]).geometry, read_image([files[places.index(max(places))]]).geometry
-    np.testing.assert_allclose(image.geometry.world((0, 3, 2)), ends[0].world((0, 3, 2)), atol=1e-4)
-    np.testing.assert_allclose(image.geometry.world((count - 1, 3, 2)), ends[1].world((0, 3, 2)), atol=1e-4)
-    assert image.source.format == "array"
-
-
-def test_even_slices_are_left_alone_when_asked():
-    files = as_files(ct_series(VOLUME))
-    image = read_image(files, resample_gaps=True)
-    assert image.source.format == "dicom"
-    np.testing.assert_array_equal(image.pixels, read_image(files).pixels)
-
-
-def test_what_was_not_measured_is_not_made_up():
-    with pytest.raises(SeriesError, match="more than one slice is missing"):
-        read_image(ramp([0, 2, 4, 10]), resample_gaps=True)
-    files = ramp([0, 2, 4])
-    with pytest.raises(SeriesError, match="different pixels"):
-        read_image([*files, as_files(ct_series(VOLUME[1:2], DIRECTIONS["oblique"]))[0]], resample_gaps=True)
-
-
 @pytest.mark.parametrize(
     "name",
     [

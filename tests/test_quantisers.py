@@ -194,8 +194,22 @@ def test_every_entry_of_fixed_levels_can_be_reached_and_none_beyond(levels: tupl
         values = codes.vectors[:, channel].unique()
         assert len(values) == count and values.abs().max() <= 1
         assert torch.allclose(values.diff(), values.diff()[:1])
-    middle = quantiser(torch.zeros(1, len(levels), 1, 1)).vectors
-    assert middle.eq(0).all() or 2 in levels  # of two levels, none is nearest to zero
+    assert torch.equal(quantiser(torch.full((1, len(levels), 1, 1), -1e9)).indices, torch.tensor([[[0]]]))
+    assert torch.equal(
+        quantiser(torch.full((1, len(levels), 1, 1), 1e9)).indices, torch.tensor([[[quantiser.codes - 1]]])
+    )
+
+
+def test_levels_of_whitened_normals_are_equally_likely() -> None:
+    torch.manual_seed(0)
+    quantiser = FSQSettings(levels=(8, 6, 5)).build().train()
+    mixed = draw(3, 3, seed=1)
+    for step in range(100):
+        quantiser((draw(1000, 3, seed=step) @ mixed + 7)[..., None, None])
+    codes = quantiser.eval()((draw(50_000, 3, seed=999) @ mixed + 7)[..., None, None])
+    count = torch.bincount(codes.indices.flatten(), minlength=240) * 240 / 50_000
+    assert count.min() > 0.7 and count.max() < 1.3  # of 208 an entry: four standard deviations to either side
+    assert perplexity(codes.indices) > 0.99 * 240
 
 
 def test_encodings_are_whitened_so_that_no_level_is_out_of_reach() -> None:

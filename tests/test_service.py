@@ -133,8 +133,8 @@ def test_one_of_several_series_is_chosen_and_made_even(client: TestClient, tmp_p
     problem(client.post("/v1/restore?series=2", files=files), 422, "bad-series")  # uneven
     for chosen in ("1", "1.2.3.1"):
         assert names(f"series={chosen}") == [f"image_restored/000{n}.dcm" for n in (1, 2)] + ["image_summary.json"]
-    assert names("series=2&resample_gaps=true") == ["image_restored.nii.gz", "image_summary.json"]
-    for query in ("series=first", "series=0", "resample_gaps=1"):
+    assert names("series=2&regular_grid=true") == ["image_restored.nii.gz", "image_summary.json"]
+    for query in ("series=first", "series=0", "regular_grid=1"):
         problem(client.post(f"/v1/restore?{query}", files=files), 400, "bad-call")
 
 

@@ -39,7 +39,7 @@ from tests.service_parts import png, recorded_log
 from tests.test_io_volumes import MHA, nrrd
 
 T = TypeVar("T")
-AS_IMAGE = {"labels": False, "series": None, "resample_gaps": False}
+AS_IMAGE = {"labels": False, "series": None, "regular_grid": False}
 SERIES = [Path(name) for name in sorted(get_testdata_files("dicomdirtests/98892001/CT5N/*"))]
 
 
@@ -220,11 +220,11 @@ def test_one_of_several_series_and_slices_made_even(tmp_path: Path) -> None:
     async def work(decoders: Decoders) -> tuple[Image, Image]:
         with pytest.raises(SeriesError, match="choose one by its number"):
             await decoders.read(two)
-        return await decoders.read(two, series=1), await decoders.read(two, series="1.2.3.2", resample_gaps=True)
+        return await decoders.read(two, series=1), await decoders.read(two, series="1.2.3.2", regular_grid=True)
 
     chosen, even = run(work)
     same(chosen, read_image(two, series="1.2.3.1"))
-    same(even, read_image(two, series=2, resample_gaps=True))
+    same(even, read_image(two, series=2, regular_grid=True))
     assert chosen.geometry.shape[0] == 2 and even.geometry.shape[0] == 5
 
 

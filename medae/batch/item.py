@@ -22,8 +22,8 @@ class Item(NamedTuple):
     """The models that are still to answer it; none named: all."""
     series: int | None = None
     """Which of several volumes in its files, as `read_image` counts them."""
-    resample_gaps: bool = False
-    """Whether unevenly spaced slices are made even."""
+    regular_grid: bool = False
+    """Whether slices that are uneven, or of a tilted gantry, are put on a regular grid."""
 
     @property
     def stem(self) -> str:

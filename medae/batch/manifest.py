@@ -40,13 +40,13 @@ def list_items(
     allow: Sequence[str] = (),
     pseudonyms: Pseudonyms | None = None,
     series: str | None = None,
-    resample_gaps: bool = False,
+    regular_grid: bool = False,
 ) -> Manifest:
     """The items that `inputs` name; `out`, where answers go, is never taken for an input. The rest is as in Listing.
 
     Raises UsageError where an input names nothing, where none holds an image, and where `out` is an input.
     """
-    listing = Listing(inputs, out=out, allow=allow, pseudonyms=pseudonyms, series=series, resample_gaps=resample_gaps)
+    listing = Listing(inputs, out=out, allow=allow, pseudonyms=pseudonyms, series=series, regular_grid=regular_grid)
     return Manifest(tuple(listing), listing.passed_over)
 
 
@@ -67,14 +67,14 @@ class Listing:
         may_be_empty: bool = False,
         pseudonyms: Pseudonyms | None = None,
         series: str | None = None,
-        resample_gaps: bool = False,
+        regular_grid: bool = False,
     ) -> None:
         """allow: the beginnings of the URLs that may be read. known: gives the ids of an earlier listing, by their
         first file; asked only where an input does not name its cases itself.
 
         pseudonyms: ids, and a list's patients, become keyed hashes of what they would be; known ones stay.
         series: of the DICOM series in each input just one, by its number or SeriesInstanceUID; None or "all": each.
-        resample_gaps: whether unevenly spaced slices are made even.
+        regular_grid: whether slices that are uneven, or of a tilted gantry, are put on a regular grid.
         may_be_empty: whether a folder without images is no mistake, as that of a job that recurs.
         """
         self._inputs = inputs
@@ -84,7 +84,7 @@ class Listing:
         self._pseudonyms = pseudonyms
         self._may_be_empty = may_be_empty
         self._series = None if series in (None, ALL) else series_named(series)
-        self._resample_gaps = resample_gaps
+        self._regular_grid = regular_grid
         self.passed_over = 0
         """Files of folders and archives that are no images (notes, thumbnails), once all items are listed."""
 
@@ -114,7 +114,7 @@ class Listing:
         items = self._items(named, found, others) if self._series is None else self._chosen(named, found, others)
         for item in items:
             nothing = False
-            yield item._replace(resample_gaps=True) if self._resample_gaps else item
+            yield item._replace(regular_grid=True) if self._regular_grid else item
         if nothing and not self._may_be_empty:
             raise UsageError(
                 f"no image among the inputs ({self.passed_over} files looked at); images are PNG, JPEG, TIFF, NIfTI, "

@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         ("patient", pa.string()),
         ("target", pa.string()),
         ("series", pa.int32()),
-        ("resample_gaps", pa.bool_()),
+        ("regular_grid", pa.bool_()),
     ]
 )
 CHUNK = 1 << 12
@@ -84,7 +84,7 @@ def item_of(row: dict[str, Any]) -> Item:
         row["patient"],
         row["target"],
         series=row["series"],
-        resample_gaps=row["resample_gaps"],
+        regular_grid=row["regular_grid"],
     )
 
 
@@ -175,5 +175,5 @@ def _columns(items: list[Item]) -> dict[str, list[Any]]:
         "patient": [item.patient for item in items],
         "target": [item.target for item in items],
         "series": [item.series for item in items],
-        "resample_gaps": [item.resample_gaps for item in items],
+        "regular_grid": [item.regular_grid for item in items],
     }

@@ -117,7 +117,7 @@ def _plan(folder: Folder, settings: BatchSettings, models: Sequence[Model], *, f
         may_be_empty=bool(earlier),
         pseudonyms=None if settings.id_key is None else Pseudonyms.from_file(settings.id_key),
         series=settings.series,
-        resample_gaps=settings.resample_gaps,
+        regular_grid=settings.regular_grid,
     )
     # what was answered stays in the table when its input is taken away, as after a night's work
     answered = journal.read(journal.segments(folder), ["id"])["id"]

@@ -68,9 +68,9 @@ class BatchSettings(Settings):
     series: str | None = None
     """Of the DICOM series in files and folders one, and one of each archive: by its number in the list that a wrong
     number gives, or by its SeriesInstanceUID. By default, or `all`: each."""
-    resample_gaps: bool = False
-    """Make unevenly spaced slices even, where at most one is missing in a row, and do not refuse them; their answers
-    are NIfTI."""
+    regular_grid: bool = False
+    """Make unevenly spaced slices even, where at most one is missing in a row, and do not refuse them; and those of a
+    tilted gantry upright. Their answers are NIfTI."""
     id_key: Path | None = None
     """A file with the secret key of the site (`openssl rand -hex 32`): ids of cases and patients in names of answers,
     tables and logs are then keyed hashes, and answers can be de-identified."""
@@ -174,7 +174,7 @@ def _key(package: ModelPackage, settings: BatchSettings, embeds: bool) -> str:
         "summaries": settings.summaries,
         "threshold": settings.threshold,
         "dicom": settings.dicom.texts(),
-        "resample_gaps": settings.resample_gaps,
+        "regular_grid": settings.regular_grid,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -141,7 +141,7 @@ def decode(item: Item, limits: Limits = DEFAULT_LIMITS, allow: Sequence[str] = (
 def read_item(item: Item, sources: Sequence[Path | bytes], limits: Limits = DEFAULT_LIMITS) -> Image:
     """The image of a case whose files were fetched. Raises as read_image."""
     source = sources if len(sources) > 1 else sources[0]
-    return read_image(source, limits=limits, series=item.series, resample_gaps=item.resample_gaps)
+    return read_image(source, limits=limits, series=item.series, regular_grid=item.regular_grid)
 
 
 class Hand:

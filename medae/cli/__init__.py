@@ -25,7 +25,7 @@ from medae.cli.options import (
     Out,
     Output,
     Package,
-    ResampleGaps,
+    RegularGrid,
     Series,
     Uncertainty,
     gate_limits,
@@ -158,7 +158,7 @@ def predict(
     gate_reject: GateReject = None,
     dicom: Dicom = None,
     series: Series = None,
-    resample_gaps: ResampleGaps = False,
+    regular_grid: RegularGrid = False,
     id_key: IdKey = None,
     device: Device = "auto",
 ) -> None:
@@ -181,7 +181,7 @@ def predict(
     others = [load(other) for other in member or ()]
     predictor = open_predictor(model, uncertainty or (), members=others, device=device, limits=limits)
     require_writable(out)
-    manifest = list_items(inputs, out=out, pseudonyms=pseudonyms, series=series, resample_gaps=resample_gaps)
+    manifest = list_items(inputs, out=out, pseudonyms=pseudonyms, series=series, regular_grid=regular_grid)
     with Progress(out / "results.csv", stderr()) as progress:
         progress.begin(len(manifest.items), passed_over=manifest.passed_over)
         outcomes = predict_items(
@@ -243,7 +243,7 @@ def check(
     inputs: Inputs,
     package: Annotated[str | None, typer.Option(help="Would this model take them?", show_default=False)] = None,
     series: Series = None,
-    resample_gaps: ResampleGaps = False,
+    regular_grid: RegularGrid = False,
 ) -> None:
     """Say of each image whether it would be accepted and, if not, why; given a package also the memory of a run, for
     which the network sees one empty tile."""
@@ -253,7 +253,7 @@ def check(
 
     require_existing(inputs)
     model = load(package) if package else None
-    listed = list_items(inputs, series=series, resample_gaps=resample_gaps)
+    listed = list_items(inputs, series=series, regular_grid=regular_grid)
     findings = [check_item(item, model) for item in listed.items]
     for finding in findings:
         typer.echo(finding)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medae.cli.options import AsJson, Dicom, IdKey, ResampleGaps, Series
+from medae.cli.options import AsJson, Dicom, IdKey, RegularGrid, Series
 from medae.cli.terminal import print_json, stderr
 from medae.errors import InputError, UsageError
 
@@ -18,15 +18,13 @@ batch = typer.Typer(
     name="batch", help="Answer any number of cases, each exactly once, whatever interrupts it.", no_args_is_help=True
 )
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The output folder of a batch.", show_default=False)]
-
-
+ShardOption = Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th part, from 0, of N.")]
 Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PACKAGE] [INPUT]...",
         help="A model; then images, folders, DICOM series, patterns, lists (.csv, .parquet), archives (.zip, .tar, "
-        ".tar.gz) "
-        "or URLs. With --package or --embed, all are inputs.",
+        ".tar.gz) or URLs. With --package or --embed, all are inputs.",
         show_default=False,
     ),
 ]
@@ -54,11 +52,11 @@ def run(
     ] = None,
     dicom: Dicom = None,
     series: Series = None,
-    resample_gaps: ResampleGaps = False,
+    regular_grid: RegularGrid = False,
     id_key: IdKey = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.")] = None,
-    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th part, from 0, of N.")] = None,
+    shard: ShardOption = None,
     engine: Annotated[str | None, typer.Option(help="local or ray.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster, such as 10.0.0.1:6379 or auto.")] = None,
     max_ram: Annotated[str | None, typer.Option(help="Of all processes together, such as 8G.")] = None,
@@ -75,7 +73,7 @@ def run(
         "threshold": threshold,
         "dicom": _dicom(dicom),
         "series": series,
-        "resample_gaps": resample_gaps or None,
+        "regular_grid": regular_grid or None,
         "id_key": id_key,
         "device": device,
         "workers": workers,
@@ -98,15 +96,20 @@ def run(
 def retry(
     out: Folder,
     workers: Annotated[int | None, typer.Option(help="Processes; by default as before.")] = None,
+    shard: ShardOption = None,
 ) -> None:
-    """Answer again what failed, with the settings that the batch was begun with; and go on with what is left."""
+    """Answer again what failed, with the settings that the batch was begun with; and go on with what is left.
+
+    In a folder of one shard, give that shard again.
+    """
     from medae.batch.run import recorded
     from medae.batch.settings import BatchSettings
     from medae.settings import validate_settings
 
     settings = recorded(out)
-    if workers is not None:
-        settings = validate_settings(settings.model_dump() | {"workers": workers}, BatchSettings, "the options")
+    given = {name: value for name, value in (("workers", workers), ("shard", shard)) if value is not None}
+    if given:
+        settings = validate_settings(settings.model_dump() | given, BatchSettings, "the options")
     _go(settings, again=True)
 
 

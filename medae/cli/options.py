@@ -55,10 +55,11 @@ Series = Annotated[
         show_default=False,
     ),
 ]
-ResampleGaps = Annotated[
+RegularGrid = Annotated[
     bool,
     typer.Option(
-        "--resample-gaps", help="Make unevenly spaced slices even, with NIfTI answers; else they are refused."
+        "--regular-grid",
+        help="Make unevenly spaced slices even (else refused), those of a tilted gantry upright; answers in NIfTI.",
     ),
 ]
 Output = Literal["default", "probabilities", "labels-nifti", "summary", "overlay"]

@@ -78,7 +78,7 @@ def read_image(
     *,
     limits: Limits = DEFAULT_LIMITS,
     series: int | str | None = None,
-    resample_gaps: bool = False,
+    regular_grid: bool = False,
 ) -> Image:
     """One image from a file (path or bytes), or from the files of one DICOM series: a list in any order, their folder,
     a DICOMDIR (path) or a zip.
@@ -86,11 +86,11 @@ def read_image(
     Of a folder all files count, also in folders within it, except hidden ones. Palette pictures become RGB; see
     `read_labels`. NaN is kept, for the model to refuse.
     series: where there are several, the number of one in the list that the refusal gives, or its SeriesInstanceUID.
-    resample_gaps: make a DICOM series of uneven slices even, where at most one is missing in a row, and not refuse it;
-    its answers are then NIfTI.
+    regular_grid: make a DICOM series of uneven slices even, where at most one is missing in a row, and not refuse it;
+    and one of a tilted gantry upright, whose grid is else sheared as it is. Answers to what was changed are NIfTI.
     Raises UnreadableImage, UnsupportedImage, LimitExceeded, GeometryError or SeriesError.
     """
-    return _read(source, limits, as_labels=False, series=series, resample_gaps=resample_gaps)
+    return _read(source, limits, as_labels=False, series=series, regular_grid=regular_grid)
 
 
 def read_labels(source: File | Sequence[File], *, limits: Limits = DEFAULT_LIMITS) -> Image:
@@ -214,14 +214,14 @@ def _read(
     *,
     as_labels: bool,
     series: int | str | None = None,
-    resample_gaps: bool = False,
+    regular_grid: bool = False,
 ) -> Image:
     with _unpacked(_files(source, limits), limits) as files:
         kinds = [_kind(_head(file)) for file in files]
         if kinds and all(kind == "dicom" for kind in kinds):
             from medae.io import dicom
 
-            return dicom.read_dicom(files, limits, series=series, resample_gaps=resample_gaps)
+            return dicom.read_dicom(files, limits, series=series, regular_grid=regular_grid)
         if series is not None:
             raise SeriesError(f"a series is chosen among DICOM files; what came is {_census(kinds)}")
         if len(files) != 1:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medae.errors import InputError, SeriesError
 from medae.image import Image
 from medae.io.dicom_derived import encode_restored
-from medae.io.dicom_even import evenly, places
+from medae.io.dicom_even import evenly, off_normal, places, upright, upright_grid
 from medae.io.dicom_file import DicomSource, NoPicture, guarded, is_dicom
 from medae.io.dicom_frames import Slice, read_slices
 from medae.io.dicom_pixels import modality_values, padding_values, stored_frames, value_type
@@ -60,13 +60,14 @@ def read_dicom(
     limits: Limits = DEFAULT_LIMITS,
     *,
     series: int | str | None = None,
-    resample_gaps: bool = False,
+    regular_grid: bool = False,
 ) -> Image:
     """One image from one file, or from the slices of one series in any order.
 
     Among several files, objects without a picture (reports, a DICOMDIR) are passed over, and so are localisers beside
     a scan. series: of several, its number in the list that the refusal gives, from 1, or its SeriesInstanceUID.
-    resample_gaps: make unevenly spaced grey slices even, and not refuse them, where at most one is missing in a row.
+    regular_grid: make unevenly spaced grey slices even, and not refuse them, where at most one is missing in a row; and
+    move those of a tilted gantry straight above each other, where else the grid is sheared as they are.
     Raises UnreadableImage, UnsupportedImage, LimitExceeded or GeometryError for a file; SeriesError where files do
     not form one series: mixed kinds, two slices at one place, gaps, slices off a straight line, no positions.
     """
@@ -87,12 +88,23 @@ def read_dicom(
     try:
         geometry = geometry_of(slices)
     except SeriesError:
-        if not resample_gaps or first.channels != 1:
+        if not regular_grid or first.channels != 1:
             raise
         places(slices)  # before pixels are read for nothing
-        return evenly(_pixels(slices)[0], slices)
-    pixels, padding = _pixels(slices)
-    return Image(pixels, geometry, _source(slices, number, padding))
+        image = evenly(_pixels(slices)[0], slices)
+    else:
+        pixels, padding = _pixels(slices)
+        image = Image(pixels, geometry, _source(slices, number, padding))
+    return _upright(image, limits) if regular_grid and first.channels == 1 else image
+
+
+def _upright(image: Image, limits: Limits) -> Image:
+    if not off_normal(image.geometry).any():
+        return image
+    slices, rows, columns = upright_grid(image.geometry).shape
+    size = image.pixels.itemsize
+    limits.admit_grid(slices=slices, rows=rows, columns=columns, bytes_per_voxel=size, stored=image.pixels.nbytes)
+    return upright(image)
 
 
 def _all_slices(files: Sequence[Path | bytes], limits: Limits) -> tuple[list[Slice], dict[int, int]]:

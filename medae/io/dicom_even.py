@@ -1,11 +1,13 @@
-"""A series whose slices are unevenly spaced -> one that is even, where its reader asks for it.
+"""A series whose slices are uneven, or of a tilted gantry -> one on a regular grid, where its reader asks for it.
 
-Doubled slices with the same pixels count once. Between neighbours values are interpolated linearly, and at most two
-spacings are bridged: what lies in a wider gap was not measured, and is not made up. The result is no longer the scan:
-its answers are NIfTI, since no instance of the series lies where its slices do.
+Uneven: doubled slices with the same pixels count once. Between neighbours values are interpolated linearly, and at most
+two spacings are bridged: what lies in a wider gap was not measured, and is not made up. Tilted: slices lie aslant above
+each other; each is moved within its plane to where a grid without shear has its pixels. The result is no longer the
+scan: its answers are NIfTI, since no instance of the series lies where its slices do.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,13 @@ from medae.errors import SeriesError
 from medae.image import Geometry, Image
 from medae.io.dicom_frames import Slice
 from medae.io.dicom_stacks import SAME_PLACE_MM, geometry_of
+from medae.resample import resample_onto
 
 _WIDEST = 2.1
 """Spacings between two slices: one may be missing, and positions are rounded."""
 _OFF_LINE = 0.1
+_SHEARED = 0.1
+"""Pixels that the last slice is off the normal through the first: less than that is how positions are rounded."""
 
 
 def places(slices: Sequence[Slice]) -> NDArray[np.float64]:
@@ -82,3 +87,39 @@ def _geometry(slices: Sequence[Slice], count: int) -> Geometry:
     affine = ends.affine.copy()
     affine[:3, 0] /= count - 1
     return Geometry((count, *ends.shape[1:]), affine, frame_of_reference=ends.frame_of_reference)
+
+
+def off_normal(geometry: Geometry) -> NDArray[np.float64]:
+    """(2,) rows and columns by which the last slice of a volume is shifted from the normal through the first; 0 where
+    that is only how positions are rounded."""
+    step, row, column = geometry.affine[:3, :3].T
+    normal = np.cross(row, column)
+    in_plane = step - normal * (step @ normal) / (normal @ normal)
+    shift = np.array([in_plane @ row / (row @ row), in_plane @ column / (column @ column)])
+    shift *= geometry.shape[0] - 1
+    return shift if np.abs(shift).max() > _SHEARED else np.zeros(2)
+
+
+def upright_grid(geometry: Geometry) -> Geometry:
+    """Slices straight above each other that cover all of a sheared volume; the first keeps its pixels' places."""
+    shift = off_normal(geometry)
+    before, behind = np.floor(np.minimum(shift, 0)), np.ceil(np.maximum(shift, 0))
+    rows, columns = (int(length) for length in np.array(geometry.shape[1:]) + behind - before)
+    affine = geometry.affine.copy()
+    affine[:3, 3] = geometry.world((0, *before))
+    affine[:3, 0] -= affine[:3, 1:3] @ shift / max(geometry.shape[0] - 1, 1)
+    return replace(geometry, shape=(geometry.shape[0], rows, columns), affine=affine)
+
+
+def upright(image: Image) -> Image:
+    """A sheared volume on its `upright_grid`; beyond what was measured lies its lowest value, in CT that of air."""
+    grid, fill = upright_grid(image.geometry), float(image.pixels.min())
+    pixels = np.empty((image.pixels.shape[0], *grid.shape), image.pixels.dtype)
+    for at in range(grid.shape[0]):
+        # within its plane: as a slice that is alone, over its place on the grid
+        onto = grid.moved((at, 0, 0), (1, *grid.shape[1:]))
+        affine = onto.affine.copy()
+        affine[:3, 3] = image.geometry.world((at, 0, 0))
+        alone = Image(image.pixels[:, at : at + 1], replace(onto, shape=(1, *image.geometry.shape[1:]), affine=affine))
+        pixels[:, at] = resample_onto(alone, onto, fill=fill).pixels[:, 0]
+    return Image(pixels, grid)

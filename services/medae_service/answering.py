@@ -39,7 +39,7 @@ GATE = ("gate_review", "gate_reject")
 """When the gate of a model warns."""
 DICOM = "dicom_"
 """Before the names of DicomAnswers' fields, in a query."""
-READING = ("series", "resample_gaps")
+READING = ("series", "regular_grid")
 """How several DICOM files become one image."""
 
 _OF_SEG = ("dicom_seg", "dicom_empty_frames")
@@ -64,8 +64,8 @@ class Question:
     dicom: DicomAnswers = DEFAULT_DICOM
     series: int | str | None = None
     """Of several, by number or SeriesInstanceUID."""
-    resample_gaps: bool = False
-    """Whether unevenly spaced slices are made even."""
+    regular_grid: bool = False
+    """Whether slices that are uneven, or of a tilted gantry, are put on a regular grid."""
 
     def require_fit(self, model: Model, pseudonyms: Pseudonyms | None = None) -> None:
         """Raises UsageError for what this model does not know; before any upload."""
@@ -97,13 +97,13 @@ def parse_query(query: QueryParams, endpoint: Endpoint) -> Question:
         _gate(query),
         DicomAnswers.from_texts(dicom),
         None if (series := query.get("series")) is None else series_named(series),
-        _resample_gaps(query.get("resample_gaps", "false")),
+        _regular_grid(query.get("regular_grid", "false")),
     )
 
 
-def _resample_gaps(text: str) -> bool:
+def _regular_grid(text: str) -> bool:
     if text not in ("true", "false"):
-        raise UsageError("resample_gaps is true or false")
+        raise UsageError("regular_grid is true or false")
     return text == "true"
 
 

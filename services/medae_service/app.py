@@ -49,7 +49,7 @@ class Read(Protocol):
     """The files of one image, decoded, as read_image does it. Raises InputError, and Refusal."""
 
     def __call__(
-        self, files: Sequence[Uploaded], /, *, series: int | str | None, resample_gaps: bool
+        self, files: Sequence[Uploaded], /, *, series: int | str | None, regular_grid: bool
     ) -> Awaitable[Image]: ...
 
 
@@ -87,9 +87,9 @@ async def _on_client_left(request: Request, error: Exception) -> Response:
 
 
 async def _read_here(
-    settings: WorkerSettings, files: Sequence[Uploaded], *, series: int | str | None, resample_gaps: bool
+    settings: WorkerSettings, files: Sequence[Uploaded], *, series: int | str | None, regular_grid: bool
 ) -> Image:
-    read = partial(read_image, limits=settings.limits, series=series, resample_gaps=resample_gaps)
+    read = partial(read_image, limits=settings.limits, series=series, regular_grid=regular_grid)
     return await asyncio.to_thread(read, files[0] if len(files) == 1 else files)
 
 
@@ -177,7 +177,7 @@ class _Doors:
             with counted(asked.model):
                 with stage("decode"):
                     question = asked.question
-                    image = await self._read(files, series=question.series, resample_gaps=question.resample_gaps)
+                    image = await self._read(files, series=question.series, regular_grid=question.regular_grid)
                 if image.pixels.size > SMALL_VOXELS:
                     await turn.aclose()
 

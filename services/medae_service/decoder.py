@@ -108,7 +108,7 @@ def answer(files: Sequence[Path | bytes], how: dict[str, Any], limits: Any) -> t
         source = files[0] if len(files) == 1 else files
         if how["labels"]:
             return _described(read_labels(source, limits=limits))
-        return _described(read_image(source, limits=limits, series=how["series"], resample_gaps=how["resample_gaps"]))
+        return _described(read_image(source, limits=limits, series=how["series"], regular_grid=how["regular_grid"]))
     except InputError as error:
         return {"kind": "refused", "code": error.code, "detail": str(error)}, []
     except MemoryError:

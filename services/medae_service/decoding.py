@@ -62,7 +62,7 @@ class Decoders:
         *,
         as_labels: bool = False,
         series: int | str | None = None,
-        resample_gaps: bool = False,
+        regular_grid: bool = False,
     ) -> Image:
         """As read_image, or as read_labels, which knows no series.
 
@@ -70,7 +70,7 @@ class Decoders:
         cancelled, the decoder has a moment to finish; then it is killed.
         """
         await self._turn.acquire()
-        how = {"labels": as_labels, "series": series, "resample_gaps": resample_gaps}
+        how = {"labels": as_labels, "series": series, "regular_grid": regular_grid}
         job = asyncio.ensure_future(self._job(files, how))
         job.add_done_callback(self._ended)
         try:

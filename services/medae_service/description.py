@@ -87,10 +87,11 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "pattern": r"^([1-9][0-9]*|[0-9]+(\.[0-9]+)+)$",
         "description": "Of several DICOM series the number of one, in the list of a refusal, or its SeriesInstanceUID",
     },
-    "resample_gaps": {
+    "regular_grid": {
         "type": "boolean",
         "default": False,
-        "description": "Make unevenly spaced DICOM slices even, with a NIfTI answer; else they are refused",
+        "description": "Make unevenly spaced DICOM slices even (else refused), those of a tilted gantry upright, with "
+        "a NIfTI answer",
     },
     **{f"{DICOM}{name}": _plain(about) for name, about in DicomAnswers.model_json_schema()["properties"].items()},
 }
@@ -101,7 +102,7 @@ _EXAMPLES: dict[Endpoint, dict[str, list[Any]]] = {
         "dicom_seg": ["labelmap"],
         "dicom_report": [True],
     },
-    "restore": {"output": ["default", "summary", "overlay"], "resample_gaps": [True], "dicom_compress": ["jpeg-ls"]},
+    "restore": {"output": ["default", "summary", "overlay"], "regular_grid": [True], "dicom_compress": ["jpeg-ls"]},
     "score": {"output": ["default", "summary", "overlay"], "threshold": [0.05], "dicom_empty_frames": [True]},
 }
 

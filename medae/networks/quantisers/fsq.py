@@ -1,12 +1,13 @@
 """Finite scalar quantisation: each channel is rounded to a few levels, and their combinations are the book (Mentzer
 2023, https://arxiv.org/abs/2309.15505). Nothing is learned and nothing can die.
 
-Departure: encodings are whitened first, by moving averages of their mean and covariance, in training as at evaluation.
-An encoder begins with values near zero that all channels share, and hundreds of steps would pass before it reached the
-outer levels and most of their combinations.
+Departures, which put every combination of levels to use. Encodings are whitened first, by moving averages of their mean
+and covariance, in training as at evaluation: an encoder begins with values near zero that all channels share, and
+hundreds of steps would pass before it reached the outer levels. And the bound is not the paper's tanh but a normal's
+cumulative distribution, under which no level of a whitened normal is likelier than another.
 """
 
-from math import prod
+from math import prod, sqrt
 from typing import Annotated, Literal
 
 import torch
@@ -17,8 +18,7 @@ from medae.networks.latent import Codes
 from medae.networks.quantisers.base import Quantiser, QuantiserSettings, flat, unbiased, unflat
 
 MARGIN = 1e-3
-"""Of the bound beyond the outermost levels, so that these can be reached."""
-
+"""Of the bound, so that nothing is rounded to beyond the outermost levels."""
 
 DECAY = 0.99
 """Of the moving averages."""
@@ -82,11 +82,11 @@ class ScalarQuantiser(Quantiser):
         return found.T
 
     def _bounded(self, rows: Tensor) -> Tensor:
-        """Between the outermost levels, -2..2 of five and -2..1 of four, zero at zero."""
-        half = (self.levels - 1) * (1 + MARGIN) / 2
+        """By a normal's cumulative distribution: levels are equally likely, -2..2 of five, -2..1 of four."""
+        half = self.levels * (1 - MARGIN) / 2
         # an even number of levels has none in the middle: half a level aside, everything is as for an odd one
         aside = 0.5 * (self.levels % 2 == 0)
-        return torch.tanh(rows + torch.atanh(aside / half)) * half - aside
+        return torch.erf(rows / sqrt(2)) * half - aside
 
 
 class FSQSettings(QuantiserSettings):
