@@ -31,6 +31,7 @@ from medae.io import encode_image, read_image
 from medae.predictor import Predictor
 from medae.verdict import GateLimits
 from tests.conftest import tilted_affine
+from tests.dicom_made import as_files, ct_series
 from tests.service_parts import CANARY, client_of, denoiser, dicom_slice, png, scorer, segmenter
 
 TOKEN = "a-token-for-tests-0123456789"
@@ -197,6 +198,27 @@ def test_a_folder_is_a_series_and_its_names_stay_here(tmp_path: Path) -> None:
     assert np.array_equal(answer.image.pixels, np.rint(expected(denoiser(), folder).pixels))
     written = answer.save(tmp_path / "out", stem="case-7")
     assert {path.parent.name for path in written} == {"case-7_restored"}
+
+
+def test_one_series_of_several_on_a_regular_grid(client: Client, url: str) -> None:
+    pixels = np.arange(5 * 37 * 51, dtype=np.int16).reshape(5, 37, 51)
+    uneven = ct_series(pixels, change=lambda dataset, index: setattr(dataset, "SeriesInstanceUID", "1.2.3.1"))
+    other = ct_series(pixels[:2], change=lambda dataset, index: setattr(dataset, "SeriesInstanceUID", "1.2.3.2"))
+    files = as_files([*uneven[:2], *uneven[3:], *other])
+    with pytest.raises(errors.SeriesError, match="not one series but 2"):
+        client.restore(files)
+    with pytest.raises(errors.SeriesError, match="a gap"):
+        client.restore(files, series=1)
+    even = client.restore(files, series="1.2.3.1", regular_grid=True)
+    assert even.image.geometry.shape == (5, 37, 51)
+    (told,) = client.many([files], "restore", series=2, progress=False)
+    assert told.answer is not None and len(told.answer.files) == 2
+
+    async def asked() -> Any:
+        async with AsyncClient(url) as asking:
+            return await asking.restore(files, series=1, regular_grid=True)
+
+    assert np.array_equal(asyncio.run(asked()).image.pixels, even.image.pixels)
 
 
 def test_dicom_seg_is_kept_as_a_file(client: Client, tmp_path: Path) -> None:

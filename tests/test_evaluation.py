@@ -17,6 +17,7 @@ from medae.metrics.fidelity import psnr
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
 from medae.preparation import FullRange, Percentile, Preparation, Window
+from medae.pseudonyms import Pseudonyms
 from medae.scores import Residual
 from medae.scores.reducers import Max
 from medae.tasks import Anomaly, Restoration, Segmentation
@@ -85,6 +86,22 @@ def test_dice_of_each_label_and_their_mean(tmp_path):
     assert row["id"] == "a" and float(row["dice_green"]) == values["dice_green"] and row["reason"] == ""
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["digests"]["package"] == model.package.digest and run["cases"] == [{"id": "a", "status": "done"}]
+
+
+def test_with_a_key_nothing_that_is_written_has_an_id(tmp_path):
+    keys = Pseudonyms(b"k" * 32)
+    model = predictor(Restoration(), lambda x: x)
+    rng = np.random.default_rng(0)
+    clean = rng.integers(0, 255, (2, 16, 16)).astype(np.uint8)
+    cases = [picture(clean[0], "MUELLER-1", target=clean[0]), picture(clean[1], "MUELLER-2")]  # which has no target
+    seen = []
+    found = evaluate(model, cases, tmp_path, watch=seen.append, pseudonyms=keys)
+    names = [keys.name("MUELLER-1"), keys.name("MUELLER-2")]
+    assert [result.id for result in found.cases] == [result.id for result in seen] == names
+    assert found.cases[1].reason is not None
+    for name in ("cases.csv", "metrics.json", "report.html", "run.json"):
+        text = (tmp_path / name).read_text()
+        assert "MUELLER" not in text and (name == "metrics.json" or all(hashed in text for hashed in names[1:]))
 
 
 def test_one_label_is_its_own_mean():

@@ -77,6 +77,14 @@ def test_arrays_as_npy_keep_their_axes(client: Any) -> None:
     assert scored.shape == (1, 4, 20, 30) and np.array_equal(scored, expected(scorer(), volume))
 
 
+def test_the_words_of_v1_are_understood_in_the_query_of_files(service: Running) -> None:
+    headers = HEADERS | {"Content-Type": "application/octet-stream"}
+    told = httpx.post(f"{service.url}/native/segment_bytes?output=labels-nifti", content=png(), headers=headers)
+    assert told.status_code == 200 and told.content[:2] == b"\x1f\x8b"
+    wrong = httpx.post(f"{service.url}/native/segment_bytes?series=first", content=png(), headers=headers)
+    assert (wrong.status_code, wrong.json()["code"]) == (400, "bad-call")
+
+
 def test_lists(client: Any) -> None:
     answer = client.segment_list(pixels=array().tolist(), threshold=0.4)
     labels = Predictor(segmenter(), device="cpu")(as_image(array()), threshold=0.4).image.pixels

@@ -125,18 +125,21 @@ def evaluate(
     ] = None,
     uncertainty: Uncertainty = None,
     member: Members = None,
+    id_key: IdKey = None,
 ) -> None:
     """Measure a model on cases with known answers; leaves report.html, metrics.json, cases.csv, run.json under OUT."""
     from medae.batch.folder import require_writable
     from medae.evaluation import evaluate
     from medae.package import load
+    from medae.pseudonyms import Pseudonyms
     from medae.uncertainty import open_predictor
 
+    pseudonyms = None if id_key is None else Pseudonyms.from_file(id_key)
     model = load(package)
     keep_heap()
     predictor = open_predictor(model, uncertainty or (), members=[load(other) for other in member or ()])
     require_writable(out)
-    evaluation = evaluate(predictor, cases, out, watch=_say_measured)
+    evaluation = evaluate(predictor, cases, out, watch=_say_measured, pseudonyms=pseudonyms)
     print_json(evaluation.metrics)
     if any(result.reason is not None for result in evaluation.cases):
         raise typer.Exit(InputError.exit_code)

@@ -7,8 +7,9 @@ from asyncio import sleep as sleep_async
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import httpx
 
@@ -17,7 +18,7 @@ from medae.client.answer import Answer, Outcome, Reply, answer_of, forget, objec
 from medae.client.form import CHUNK, Source, Task
 from medae.client.patience import Patience
 from medae.client.progress import shown
-from medae.client.question import Question, ask, ask_each, gate_params
+from medae.client.question import Question, Reading, ask, ask_each, gate_params
 from medae.errors import MedaeError, UsageError
 
 if TYPE_CHECKING:
@@ -102,12 +103,15 @@ class Client(_Asks):
         output: "Output" = "default",
         threshold: float | None = None,
         dicom: "DicomAnswers | None" = None,
+        **reading: Unpack[Reading],
     ) -> Answer:
         """Labels for every voxel. threshold: a probability. dicom: how answers to DICOM are written.
 
+        series, regular_grid: how its files become one image, as medae.read_image takes them.
+
         Raises InputError, UsageError and ServiceError.
         """
-        return self._answer(ask("segment", source, model, output, threshold, dicom))
+        return self._answer(ask("segment", source, model, output, threshold, dicom, **reading))
 
     def restore(
         self,
@@ -116,9 +120,10 @@ class Client(_Asks):
         model: str | None = None,
         output: "Output" = "default",
         dicom: "DicomAnswers | None" = None,
+        **reading: Unpack[Reading],
     ) -> Answer:
         """The image as it would be without its noise."""
-        return self._answer(ask("restore", source, model, output, None, dicom))
+        return self._answer(ask("restore", source, model, output, None, dicom, **reading))
 
     denoise = restore
 
@@ -130,9 +135,10 @@ class Client(_Asks):
         output: "Output" = "default",
         threshold: float | None = None,
         dicom: "DicomAnswers | None" = None,
+        **reading: Unpack[Reading],
     ) -> Answer:
         """How unlike the model's normal images this one is. threshold: a target false-positive rate."""
-        return self._answer(ask("score", source, model, output, threshold, dicom))
+        return self._answer(ask("score", source, model, output, threshold, dicom, **reading))
 
     def tiles(
         self,
@@ -169,6 +175,7 @@ class Client(_Asks):
         dicom: "DicomAnswers | None" = None,
         concurrency: int = 4,
         progress: bool = True,
+        **reading: Unpack[Reading],
     ) -> Iterator[Outcome]:
         """Outcomes in the order of `sources`, as they come. An image that fails, fails alone.
 
@@ -178,7 +185,7 @@ class Client(_Asks):
 
         def one(number: int, source: Source) -> Outcome:
             try:
-                return Outcome(number, self._answer(ask(task, source, model, output, threshold, dicom)))
+                return Outcome(number, self._answer(ask(task, source, model, output, threshold, dicom, **reading)))
             except UsageError:
                 raise
             except MedaeError as error:
@@ -199,8 +206,7 @@ class Client(_Asks):
 
     def _answer(self, question: Question) -> Answer:
         begin = time.monotonic()
-        reply = self._send(question)
-        return answer_of(reply, time.monotonic() - begin)
+        return answer_of(self._send(question), time.monotonic() - begin)
 
     def _get(self, path: str) -> dict[str, Any]:
         return object_of(self._send(Question(path)))
@@ -263,9 +269,10 @@ class AsyncClient(_Asks):
         output: "Output" = "default",
         threshold: float | None = None,
         dicom: "DicomAnswers | None" = None,
+        **reading: Unpack[Reading],
     ) -> Answer:
         """As Client.segment."""
-        return await self._answer("segment", source, model, output, threshold, dicom)
+        return await self._answer(partial(ask, "segment", source, model, output, threshold, dicom, **reading))
 
     async def restore(
         self,
@@ -274,9 +281,10 @@ class AsyncClient(_Asks):
         model: str | None = None,
         output: "Output" = "default",
         dicom: "DicomAnswers | None" = None,
+        **reading: Unpack[Reading],
     ) -> Answer:
         """As Client.restore."""
-        return await self._answer("restore", source, model, output, None, dicom)
+        return await self._answer(partial(ask, "restore", source, model, output, None, dicom, **reading))
 
     denoise = restore
 
@@ -288,9 +296,10 @@ class AsyncClient(_Asks):
         output: "Output" = "default",
         threshold: float | None = None,
         dicom: "DicomAnswers | None" = None,
+        **reading: Unpack[Reading],
     ) -> Answer:
         """As Client.score."""
-        return await self._answer("score", source, model, output, threshold, dicom)
+        return await self._answer(partial(ask, "score", source, model, output, threshold, dicom, **reading))
 
     async def tiles(
         self,
@@ -303,9 +312,8 @@ class AsyncClient(_Asks):
         dicom: "DicomAnswers | None" = None,
     ) -> list[Outcome]:
         """As Client.tiles."""
-        begin = time.monotonic()
-        question = await asyncio.to_thread(ask_each, task, sources, model, output, threshold, dicom)
-        return await self._unpacked(outcomes_of, question, begin)
+        asked = partial(ask_each, task, sources, model, output, threshold, dicom)
+        return await self._unpacked(outcomes_of, asked)
 
     async def models(self) -> list[dict[str, Any]]:
         """As Client.models."""
@@ -326,6 +334,7 @@ class AsyncClient(_Asks):
         dicom: "DicomAnswers | None" = None,
         concurrency: int = 4,
         progress: bool = True,
+        **reading: Unpack[Reading],
     ) -> AsyncIterator[Outcome]:
         """As Client.many, an asynchronous iterator."""
         free = asyncio.Semaphore(concurrency)
@@ -333,7 +342,8 @@ class AsyncClient(_Asks):
         async def one(number: int, source: Source) -> Outcome:
             async with free:
                 try:
-                    return Outcome(number, await self._answer(task, source, model, output, threshold, dicom))
+                    asked = partial(ask, task, source, model, output, threshold, dicom, **reading)
+                    return Outcome(number, await self._answer(asked))
                 except UsageError:
                     raise
                 except MedaeError as error:
@@ -353,24 +363,13 @@ class AsyncClient(_Asks):
                 task_left.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _answer(
-        self,
-        task: Task,
-        source: Source,
-        model: str | None,
-        output: "Output",
-        threshold: float | None,
-        dicom: "DicomAnswers | None",
-    ) -> Answer:
+    async def _answer(self, ask: Callable[[], Question]) -> Answer:
+        return await self._unpacked(answer_of, ask)
+
+    async def _unpacked(self, unpack: Callable[[Reply, float], UnpackedT], ask: Callable[[], Question]) -> UnpackedT:
         begin = time.monotonic()
         # looking at files and unpacking large answers takes time that others can use
-        question = await asyncio.to_thread(ask, task, source, model, output, threshold, dicom)
-        return await self._unpacked(answer_of, question, begin)
-
-    async def _unpacked(
-        self, unpack: Callable[[Reply, float], UnpackedT], question: Question, begin: float
-    ) -> UnpackedT:
-        reply = await self._send(question)
+        reply = await self._send(await asyncio.to_thread(ask))
         with reply.body:  # whoever is cancelled here never comes to unpack, which would close it
             return await asyncio.to_thread(unpack, reply, time.monotonic() - begin)
 

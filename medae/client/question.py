@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from medae.client.answer import ZIP
 from medae.client.form import TASKS, Form, Source, Task, parts_of
@@ -35,13 +35,29 @@ class Question:
         return {"method": "POST", "url": self.path, "params": params, "headers": headers}
 
 
+class Reading(TypedDict, total=False):
+    """How several DICOM files become one image, as medae.read_image takes it."""
+
+    series: int | str
+    """Of several, by its number in the list of a refusal, or by its SeriesInstanceUID."""
+    regular_grid: bool
+    """Make uneven slices even, and those of a tilted gantry upright."""
+
+
 def _params(
-    task: Task, model: str | None, output: "Output", threshold: float | None, dicom: "DicomAnswers | None"
+    task: Task,
+    model: str | None,
+    output: "Output",
+    threshold: float | None,
+    dicom: "DicomAnswers | None",
+    reading: Reading,
 ) -> dict[str, str]:
     """Raises UsageError for an unknown task; the service checks the rest."""
     if task not in TASKS:
         raise UsageError(f"a service is asked to {', '.join(TASKS)}")
+    regular_grid = "true" if reading.get("regular_grid") else None
     given = {"model": model, "output": output, "threshold": threshold}
+    given |= {"series": reading.get("series"), "regular_grid": regular_grid}
     words = {f"dicom_{name}": text for name, text in dicom.texts().items()} if dicom else {}
     return {name: str(value) for name, value in given.items() if value not in (None, "default")} | words
 
@@ -58,8 +74,9 @@ def ask(
     output: "Output",
     threshold: float | None,
     dicom: "DicomAnswers | None",
+    **reading: Unpack[Reading],
 ) -> Question:
-    params = _params(task, model, output, threshold, dicom)
+    params = _params(task, model, output, threshold, dicom, reading)
     return Question(f"/v1/{task}", Form(parts_of(source)), params, gated=task in GATED)
 
 
@@ -75,5 +92,5 @@ def ask_each(
     parts = [parts_of(source) for source in sources]
     if any(len(files) != 1 for files in parts):
         raise UsageError("in one request each image is one file; ask `many` for series")
-    params = _params(task, model, output, threshold, dicom)
+    params = _params(task, model, output, threshold, dicom, {})
     return Question(f"/v1/tiles/{task}", Form([part for (part,) in parts]), params, gated=task in GATED)

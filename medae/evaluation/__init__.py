@@ -17,7 +17,7 @@ from medae.data.seen import corrupted
 from medae.errors import InputError, MedaeError, UnfitImage, UsageError
 from medae.evaluation.detection import Voxels, baseline_values, baselines_from, detection, plain_number, verdict
 from medae.evaluation.doubt import answer_with_doubts, selection
-from medae.evaluation.reading import described, own_data, to_read
+from medae.evaluation.reading import described, own_data, pseudonymous, to_read
 from medae.evaluation.reference import calibrate
 from medae.image import Image
 from medae.io.answer import AnswerFile, write_files
@@ -27,6 +27,7 @@ from medae.metrics.overlap import dice, iou
 from medae.package import ModelPackage
 from medae.predictor import Predictor
 from medae.preparation import Intensity, Preparation
+from medae.pseudonyms import Pseudonyms
 from medae.record import recording
 from medae.report import Gallery, report_file
 from medae.scores.baselines import Baselines
@@ -93,12 +94,13 @@ def evaluate(
     *,
     split: Split = "test",
     watch: Callable[[CaseResult], None] = lambda result: None,
+    pseudonyms: Pseudonyms | None = None,
 ) -> Evaluation:
     """Measure a model.
 
     cases: data, of which `split` is taken; loaded cases; the path of a CSV list (its test split, or all where it has
     no splits); None: the data of the package's own experiment. out: where cases.csv, metrics.json, report.html and
-    run.json go. watch: called after each case.
+    run.json go. watch: called after each case. pseudonyms: ids of cases and patients become keyed hashes.
 
     segmentation: Dice and IoU of each label and their mean. restoration: PSNR and SSIM of the output and of the input,
     against the target or, where the task has a corruption, of the clean image after that corruption, seeded by the
@@ -118,6 +120,7 @@ def evaluate(
         gallery, voxels, code = Gallery(predictor.package), Voxels(), _code_report(predictor.package)
         fitted = _baselines(predictor.package) if isinstance(task, Anomaly) else None
         for index, (case, read) in enumerate(to_read(predictor.package, cases, split)):
+            case = case if pseudonyms is None else pseudonymous(case, pseudonyms)
             result, images = _result(predictor, case, read, index, fitted)
             results.append(result)
             if images and code is not None:

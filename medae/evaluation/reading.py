@@ -11,6 +11,7 @@ from medae.data import Case, Data, DataConfig, LoadedCase, Split
 from medae.data.cases import CaseList, read_cases, with_labels
 from medae.errors import UsageError
 from medae.package import ModelPackage
+from medae.pseudonyms import Pseudonyms
 from medae.tasks import Segmentation
 
 
@@ -31,6 +32,12 @@ def to_read(
         yield from ((loaded.case, partial(with_labels, loaded, labels)) for loaded in cases)
         return
     yield from ((case, partial(data.read, case, labels=labels)) for case in listed)
+
+
+def pseudonymous(case: Case, pseudonyms: Pseudonyms) -> Case:
+    """The case as tables and reports may name it; reading takes the case itself."""
+    patient = None if case.patient is None else pseudonyms.name(case.patient)
+    return case.model_copy(update={"id": pseudonyms.name(case.id), "patient": patient})
 
 
 def own_data(package: ModelPackage) -> Data:

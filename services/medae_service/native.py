@@ -118,7 +118,8 @@ class NativeEndpoints:
 
     async def _bytes(self, task: Endpoint, data: bytes, ctx: bentoml.Context) -> Any:
         if not data.startswith(NPY):
-            return _passed(ctx, (await _ask(self.app, ctx.request, task, data)).response())
+            reply = await _ask(self.app, ctx.request, task, data, query=ctx.request.query_params)
+            return _passed(ctx, reply.response())
         try:
             array = from_npy(data)
             reply = await _ask(self.app, ctx.request, task, await _encoded(array), accept=ZIP)
