@@ -4,9 +4,9 @@ Two models with a gate, trained here: nuclei in fluorescence pictures (2-D, DSB2
 MR (3-D, MSD Task04). Own cases are test splits by md5 of the name, which the gate has not seen. Reported: AUROC of the
 gate's score for own test cases against each kind of stranger, the verdicts at the usual limits, Spearman's correlation
 of gate and uncertainties with Dice over own cases clean and damaged, and the area under the risk-coverage curve beside
-that of the mean soft-max.
+that of the mean soft-max. All doubts are those that an answer comes with; `combined` is the door's own.
 
-    python -m benchmarks.gate --data shared/data [--only nuclei] [--seeds 0 1 2] [--json results.jsonl]
+    python -m benchmarks.gate --data shared/data [--only nuclei] [--seeds 0 1 2] [--json results.jsonl] [--work FOLDER]
 """
 
 import argparse
@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
 from scipy.ndimage import gaussian_filter
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 
 from benchmarks.lines import Lines
 from medae.experiment import Experiment
@@ -37,6 +38,7 @@ from medae.package import ModelPackage
 from medae.predictor import USUAL
 from medae.training import train
 from medae.training.gate import SCORE
+from medae.training.state import LAST
 from medae.uncertainty import RepeatedPredictor, disagreement
 
 WAYS = ("soft_dice", "flips", "dropout")
@@ -94,6 +96,10 @@ def gap(pixels: Array, rng: np.random.Generator) -> Array:
     start = int(rng.integers(rows - rows // 4))
     result[..., start : start + rows // 4, :] = pixels.min()
     return result
+
+
+def _as_it_is(pixels: Array, rng: np.random.Generator) -> Array:
+    return pixels
 
 
 DAMAGES: Mapping[str, Damage] = {f.__name__: f for f in (noise, blur, invert, saturate, shade, gap)}
@@ -273,15 +279,18 @@ def _crops(
 def measure(bench: Bench, package: ModelPackage, ways: Sequence[str]) -> dict[str, Any]:
     """All numbers of one trained model."""
     repeated = RepeatedPredictor(package, ways)
-    looks = {"own": [_looked(repeated, case.image) for case in bench.own]}
-    looks |= {name: [_looked(repeated, image) for image in images] for name, images in bench.strangers.items()}
+    looks = {name: [_looked(repeated, image) for image in images] for name, images in bench.strangers.items()}
     rng = np.random.default_rng(0)
-    answers = [_answered(repeated, case.image, case.target) for case in bench.own]
-    for name, damage in {**MILD, **DAMAGES}.items():
+    answers: list[dict[str, float]] = []
+    for name, damage in {"own": _as_it_is, **MILD, **DAMAGES}.items():
         images = [case.image.with_pixels(damage(case.image.pixels, rng)) for case in bench.own]
-        if name in DAMAGES:
-            looks[name] = [_looked(repeated, image) for image in images]
-        answers += [_answered(repeated, image, case.target) for image, case in zip(images, bench.own, strict=True)]
+        seen = [_looked(repeated, image) for image in images]
+        if name not in MILD:
+            looks[name] = seen
+        answers += [
+            _answered(repeated, image, case.target) | {"gate": min(look.strangeness, 1e6)}
+            for image, case, look in zip(images, bench.own, seen, strict=True)
+        ]
     return {
         "auroc": {name: _auroc(looks["own"], looked) for name, looked in looks.items() if name != "own"},
         "pooled": _auroc(looks["own"], [look for name, looked in looks.items() if name != "own" for look in looked]),
@@ -313,7 +322,6 @@ def _answered(predictor: RepeatedPredictor, image: Image, target: Image) -> dict
     background = 1 - soft.pixels.sum(0) if len(soft.pixels) > 1 else 1 - soft.pixels[0]
     return {
         "dice": 1 - disagreement([prediction.image.pixels, target.pixels]),
-        "gate": min(_looked(predictor, image).strangeness, 1e6),
         **{
             name.removeprefix(UNCERTAINTY): at for name, at in prediction.scores.items() if name.startswith(UNCERTAINTY)
         },
@@ -332,8 +340,6 @@ def _doubt(answers: list[dict[str, float]]) -> dict[str, Any]:
     """How well each doubt orders the answers by their error."""
     risk = 1 - np.array([answer["dice"] for answer in answers])
     doubts = {name: np.array([answer[name] for answer in answers]) for name in answers[0] if name != "dice"}
-    for other in [name for name in ("soft_dice", "flips") if name in doubts]:
-        doubts[f"gate and {other}, mean rank"] = rankdata(doubts["gate"]) + rankdata(doubts[other])
     return {
         "cases": len(answers),
         "dice": float(1 - risk.mean()),
@@ -354,20 +360,32 @@ def main() -> None:
     parser.add_argument("--ways", choices=WAYS, nargs="*", default=list(WAYS), help="of uncertainty")
     parser.add_argument("--cases", type=int, help="so many own test cases at most")
     parser.add_argument("--json", type=Path, help="the numbers of every run; what is there is not made again")
+    parser.add_argument("--work", type=Path, help="keeps the models; trainings that were cut off there go on")
     arguments = parser.parse_args()
     lines = Lines(arguments.json)
     for name in arguments.only:
         for seed in arguments.seeds:
-            make = partial(trained_and_measured, name, arguments.data, seed, arguments.ways, arguments.cases)
-            print(json.dumps(lines.made({"model": name, "seed": seed}, make)), flush=True)
+            with _folder(arguments.work, f"{name}-{seed}") as work:
+                make = partial(trained_and_measured, name, arguments.data, work, seed, arguments.ways, arguments.cases)
+                print(json.dumps(lines.made({"model": name, "seed": seed}, make)), flush=True)
 
 
-def trained_and_measured(name: str, data: Path, seed: int, ways: Sequence[str], cases: int | None) -> dict[str, Any]:
-    """All numbers of one training."""
+@contextmanager
+def _folder(kept: Path | None, name: str) -> Iterator[Path]:
+    if kept is not None:
+        yield kept / name
+        return
     with tempfile.TemporaryDirectory() as work:
-        bench = BENCHES[name](data, Path(work), seed)
-        package = train(bench.experiment, Path(work) / "run", progress=False)
-        return measure(replace(bench, own=bench.own[:cases]), package, ways)
+        yield Path(work)
+
+
+def trained_and_measured(
+    name: str, data: Path, work: Path, seed: int, ways: Sequence[str], cases: int | None
+) -> dict[str, Any]:
+    """All numbers of one training."""
+    bench = BENCHES[name](data, work, seed)
+    package = train(bench.experiment, work / "run", resume=(work / "run" / LAST).exists(), progress=False)
+    return measure(replace(bench, own=bench.own[:cases]), package, ways)
 
 
 if __name__ == "__main__":

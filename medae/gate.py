@@ -13,6 +13,7 @@ from medae.checks import facts_of
 from medae.data.seen import picture_of_labels
 from medae.errors import InputError
 from medae.image import Image
+from medae.metrics.doubt import Doubt, Usual
 from medae.package import ModelPackage
 from medae.tasks import Segmentation
 from medae.verdict import GateLimits, Reason, Verdict
@@ -41,6 +42,11 @@ class Seen:
 
     reasons: tuple[Reason, ...]
     scored: Scored | None
+
+    def score(self, gate: ModelPackage) -> float | None:
+        """The one that a calibrated gate decides by; None where it could not take the image."""
+        assert gate.calibration is not None, "only calibrated gates are asked"
+        return None if self.scored is None else self.scored.scores[gate.calibration.score]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +101,15 @@ class Gate:
         except InputError as error:
             return Reason("review", f"the shape of the segmentation cannot be judged: {error}")
         return _unlike(scored, "the shape of the segmentation", limits)
+
+
+def doubt_of(package: ModelPackage) -> Doubt | None:
+    """What says how uncertain an answer is by gate and soft Dice together; None where the package does not know the
+    usual of both."""
+    if package.gate is None or package.gate.calibration is None or package.card.soft_dice is None:
+        return None
+    usual = Usual.of(package.gate.calibration.deciding.values)
+    return None if usual is None else Doubt(usual, package.card.soft_dice)
 
 
 def _probability(scored: Scored) -> float:

@@ -18,6 +18,7 @@ from medae.calibration import Calibration
 from medae.checks import InputChecks
 from medae.errors import OutputError, PackageError, SettingsError, UnknownModel
 from medae.io.answer import AnswerFile, write_files
+from medae.metrics.doubt import Usual
 from medae.preparation import Preparation
 from medae.settings import Settings, SettingsT, validate_settings
 from medae.tasks import Segmentation, TaskConfig
@@ -66,6 +67,8 @@ class Card(Settings):
     """Of gate/card.json, where the package carries a gate."""
     shape_sha256: str | None = None
     """Of shape/card.json, where it carries a model of its masks' shapes."""
+    soft_dice: Usual | None = None
+    """Of a segmentation with a gate: how sure its answers are to images that it has not learnt from."""
     checks: InputChecks | None = None
     """Of a gate: what the images were like that its model was trained on."""
 

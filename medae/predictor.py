@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 import medae
 from medae.backends import Backend, open_backend
 from medae.errors import UnfitImage, UsageError
-from medae.gate import Gate
+from medae.gate import Gate, Seen, doubt_of
 from medae.image import Image
+from medae.metrics.doubt import COMBINED, SOFT_DICE, SoftDice
 from medae.package import Card, ModelPackage
 from medae.preparation import Prepared
-from medae.tasks import Anomaly, Segmentation
+from medae.tasks import Anomaly, Segmentation, TaskConfig
 from medae.tiles import BlendStitcher, CoreStitcher, ReceptiveField, Tile, TilePlan, batches, plan_tiles, read_tile
 from medae.verdict import GateLimits, Verdict
 
@@ -71,6 +72,8 @@ class Predictor:
         self._limits = limits
         self.gate = gate_of(package, device) if gated else None
         """What looks at its inputs; None where there is none."""
+        self._doubt = doubt_of(package) if gated else None
+        self._soft_dice = self._doubt is not None
 
     def __call__(
         self,
@@ -94,7 +97,15 @@ class Predictor:
             return self._answer(image, threshold, probabilities, progress)
         seen = self.gate.look(image)
         prediction = self._answer(image, threshold, probabilities, progress)
-        return prediction.judged(self.gate.judge(seen, prediction.image, gate or self._limits))
+        scores = prediction.scores | self._combined(seen, prediction.scores)
+        judged = prediction.judged(self.gate.judge(seen, prediction.image, gate or self._limits))
+        return replace(judged, scores=scores)
+
+    def _combined(self, seen: Seen, scores: dict[str, float]) -> dict[str, float]:
+        """The doubt of gate and soft Dice together, where the package knows the usual of both."""
+        if self._doubt is None or self.package.gate is None:
+            return {}
+        return {COMBINED: self._doubt(seen.score(self.package.gate), scores[SOFT_DICE])}
 
     def _answer(
         self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
@@ -104,9 +115,12 @@ class Predictor:
         card = self.package.card
         prepared = prepare(card, image)
         plan = plan_tiles(prepared.image.geometry.shape, card.receptive_field, self._tile_voxels)
-        decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress)
+        sure = SoftDice() if self._soft_dice else None
+        decided, soft = self._run(prepared.image.pixels, plan, threshold, probabilities, progress, sure)
         answer = card.task.answer(decided, prepared)
         scores = card.task.measure(decided, answer, prepared, self.package.weights)
+        if sure is not None:
+            scores[SOFT_DICE] = sure.disagreement
         return Prediction(
             task=card.task.kind,
             image=answer,
@@ -171,8 +185,9 @@ class Predictor:
         threshold: float | None,
         probabilities: bool,
         progress: Progress | None,
+        sure: SoftDice | None = None,
     ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """The decided values and, when asked for, the probabilities, on the network's grid."""
+        """The decided values and, when asked for, the probabilities, on the network's grid. sure: hears of them all."""
         task = self.package.card.task
         soften = task.probabilities if probabilities and isinstance(task, Segmentation) else None
         if plan.blend:
@@ -180,10 +195,15 @@ class Predictor:
             for tile, _, output in self._tiles(pixels_CSRW, plan, progress):
                 raw.write(tile, output)
             output = raw.result()
-            return task.decide(output, pixels_CSRW, threshold), soften(output) if soften else None
+            labels = task.decide(output, pixels_CSRW, threshold)
+            _hear(sure, task, labels, output)
+            return labels, soften(output) if soften else None
         decided, soft = CoreStitcher(plan), CoreStitcher(plan)
         for tile, x, output in self._tiles(pixels_CSRW, plan, progress):
-            decided.write(tile, task.decide(output, x, threshold))
+            labels = task.decide(output, x, threshold)
+            decided.write(tile, labels)
+            own = (slice(None), *tile.inside(plan.image))
+            _hear(sure, task, labels[own], output[own])
             if soften:
                 soft.write(tile, soften(output))
         return decided.result(), soft.result() if soften else None
@@ -225,6 +245,15 @@ def gate_of(package: ModelPackage, device: str = "auto") -> Gate | None:
         return None
     shape = Predictor(package.shape, device=device) if package.shape is not None else None
     return Gate(package, Predictor(package.gate, device=device), shape)
+
+
+def _hear(sure: SoftDice | None, task: TaskConfig, labels: NDArray[Any], output: NDArray[Any]) -> None:
+    """Slice by slice, so that the probabilities take no memory to speak of."""
+    if sure is None:
+        return
+    assert isinstance(task, Segmentation), "only these have probabilities"
+    for number in range(labels.shape[1]):
+        sure.add(labels[0, number], task.probabilities(output[:, number]))
 
 
 def _stacked(volumes: list[Image]) -> Image:

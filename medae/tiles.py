@@ -64,6 +64,14 @@ class Tile(NamedTuple):
         s, r, w = (slice(c.start - o.start, c.stop - o.start) for c, o in zip(self.core, self.window, strict=True))
         return s, r, w
 
+    def inside(self, image: Shape3) -> Box:
+        """`inner` without what lies beyond the image, where it was padded."""
+        s, r, w = (
+            slice(inner.start, inner.stop - max(0, core.stop - length))
+            for inner, core, length in zip(self.inner, self.core, image, strict=True)
+        )
+        return s, r, w
+
 
 @dataclass(frozen=True)
 class TilePlan:

@@ -62,6 +62,7 @@ class RepeatedPredictor(Predictor):
         super().__init__(package, device=device, limits=limits)
         _require_fit(package, ways, members)
         self._ways = tuple(dict.fromkeys(ways))
+        self._soft_dice = self._soft_dice or SOFT_DICE in ways
         self._members = [Predictor(member, device=device, gated=False) for member in members]
         self._drawn = []
         if "dropout" in self._ways:
@@ -77,20 +78,17 @@ class RepeatedPredictor(Predictor):
         progress: Progress | None = None,
         gate: GateLimits | None = None,
     ) -> Prediction:
-        soft = probabilities or SOFT_DICE in self._ways
-        prediction = super().__call__(image, threshold=threshold, probabilities=soft, progress=progress, gate=gate)
+        prediction = super().__call__(
+            image, threshold=threshold, probabilities=probabilities, progress=progress, gate=gate
+        )
         first = prediction.image.pixels
         segments = isinstance(self.package.card.task, Segmentation)
         scores: dict[str, float] = {}
-        if SOFT_DICE in self._ways:
-            assert prediction.probabilities is not None
-            scores[score_name(SOFT_DICE)] = soft_disagreement(first, prediction.probabilities.pixels)
         for way in (way for way in self._ways if way != SOFT_DICE):
             others = list(self._again(way, image, threshold))
             answers = others if way == "dropout" else [first, *others]
             scores[score_name(way)] = disagreement(answers) if segments else deviation(answers)
-        kept = prediction.probabilities if probabilities else None
-        return replace(prediction, scores=prediction.scores | scores, probabilities=kept)
+        return replace(prediction, scores=prediction.scores | scores)
 
     def _again(self, way: str, image: Image, threshold: float | None) -> Iterator[NDArray[Any]]:
         """The other answers, in the place of the first."""
@@ -126,16 +124,6 @@ def disagreement(answers: Sequence[NDArray[Any]]) -> float:
     if not pairs:
         raise ValueError("one answer cannot disagree")
     return 1 - float(np.mean([_dice(one, other) for one, other in pairs]))
-
-
-def soft_disagreement(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
-    """1 - Dice of a label image (1, S, R, W) with the probabilities (labels, S, R, W) of its labels, 0..1.
-
-    Of all labels together: small ones count little. An answer that finds nothing has 1, unless nothing is possible.
-    """
-    sums = probabilities.sum(dtype=np.float64) + np.count_nonzero(labels)
-    both = sum(soft[labels[0] == number].sum(dtype=np.float64) for number, soft in enumerate(probabilities, start=1))
-    return float(1 - 2 * both / sums) if sums > 0 else 0.0
 
 
 def deviation(answers: Sequence[NDArray[Any]]) -> float:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from medae.scores import Appearance, Found
+from medae.scores import Appearance, Found, Statistics
+from medae.scores.baselines import laplacian
 
 Pixels = np.ndarray
 
@@ -76,3 +77,35 @@ def test_a_mirrored_image_looks_the_same() -> None:
     numbers = Appearance().of_image(x)
     for axes in ((2,), (3,), (2, 3)):
         np.testing.assert_allclose(Appearance().of_image(np.flip(x, axes)), numbers, atol=1e-3)
+
+
+@given(st.tuples(st.just(1), st.integers(1, 3), st.integers(2, 40), st.integers(2, 40)), st.booleans())
+def test_it_counts_what_plain_formulas_count(shape: tuple[int, ...], steps: bool) -> None:
+    """In one pass and in float32, but nothing else than this."""
+    x = np.random.default_rng(sum(shape)).random(shape).astype(np.float32)
+    x = np.rint(4 * x) / 4 if steps else x
+    grey = x[0].astype(float)
+    edges = [np.diff(grey, axis=axis) for axis in (1, 2)]
+    away = (grey - grey.mean()) / (grey.std() + 1e-6)
+    first, *levels, last = np.percentile(grey, (1, 5, 25, 50, 75, 95, 99))
+    expected = [
+        *(np.log10((grey == end).mean() + 1e-4) for end in (grey.min(), grey.max())),
+        *(np.array(levels) - first) / max(last - first, 1e-6),
+        np.arcsinh((away**3).mean()),
+        np.log((away**4).mean() + 1e-3),
+        0.5 * np.log((edges[0] ** 2).mean() + 1e-8) - 0.5 * np.log((edges[1] ** 2).mean() + 1e-8),
+        np.log10(((edges[0] == 0).mean() + (edges[1] == 0).mean()) / 2 + 1e-3),
+    ]
+    own = Appearance().of_image(x)[len(Statistics().of_image(x)) :]
+    np.testing.assert_allclose(own[: len(expected)], expected, rtol=1e-4, atol=1e-5)
+
+
+@given(st.tuples(st.sampled_from([1, 3]), st.integers(1, 3), st.integers(1, 40), st.integers(1, 40)))
+def test_energies_are_those_of_plain_formulas(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(sum(shape)).random(shape).astype(np.float32)
+    exact = x.astype(float)
+    laplacians = (laplacian(exact) ** 2).mean((1, 2, 3))
+    gradients = sum((np.diff(exact, axis=axis) ** 2).sum((1, 2, 3)) for axis in (2, 3)) / exact[0].size
+    found = Statistics(scales=1, intensity=False).of_image(x)
+    expected = 0.5 * np.log(np.concatenate([laplacians, gradients]) + 1e-8)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

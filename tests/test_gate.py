@@ -1,17 +1,20 @@
 """The gate of a trained model: it knows its own, it warns of others, and it never changes an answer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from medae.answers import summary
-from medae.errors import PackageError
+from medae.errors import PackageError, UnfitImage
 from medae.experiment import Experiment, GateSettings
 from medae.image import Image
 from medae.io import read_image
+from medae.metrics.doubt import COMBINED, SOFT_DICE
 from medae.package import ModelPackage
 from medae.predictor import Predictor
 from medae.training import train
@@ -74,7 +77,40 @@ def test_it_knows_its_own_and_not_others(package: ModelPackage, own: list[Image]
 def test_the_answer_is_the_same_with_and_without(package: ModelPackage, own: list[Image]) -> None:
     with_gate, without = Predictor(package)(own[0]), Predictor(package, gated=False)(own[0])
     assert without.gate is None and with_gate.gate is not None
-    assert np.array_equal(with_gate.image.pixels, without.image.pixels) and with_gate.scores == without.scores
+    assert np.array_equal(with_gate.image.pixels, without.image.pixels)
+    assert without.scores.items() <= with_gate.scores.items()
+    assert with_gate.scores.keys() - without.scores.keys() == {SOFT_DICE, COMBINED}
+
+
+def test_every_answer_says_its_doubt_and_strange_images_are_never_sure(package: ModelPackage, own: list[Image]) -> None:
+    predictor = Predictor(package)
+
+    def doubt(image: Image) -> float:
+        return predictor(image).scores[COMBINED]
+
+    usual = [doubt(image) for image in own[:20]]
+    rng = np.random.default_rng(0)
+    noise = [image.with_pixels(rng.integers(0, 256, image.pixels.shape, np.uint8)) for image in own[:20]]
+    assert min(doubt(image) for image in noise) > 0.5, "however sure the model is of its answer"
+    assert 0.2 < np.median(usual) < 0.8 and min(usual) < 0.5
+    said = summary(predictor(own[0]), id="x", files=[])["scores"]
+    assert said[COMBINED] == pytest.approx(usual[0])
+    known = ModelPackage.seal(package.card.model_copy(update={"soft_dice": None}), package.weights)
+    assert package.gate is not None
+    assert COMBINED not in Predictor(known.gated(package.gate))(own[0]).scores, "older packages do not know the usual"
+
+
+def test_what_the_gate_cannot_take_is_the_most_doubtful(package: ModelPackage, own: list[Image]) -> None:
+    predictor = Predictor(package)
+    assert predictor.gate is not None
+    predictor.gate = replace(predictor.gate, at_image=_refuse)
+    prediction = predictor(own[0])
+    assert prediction.gate is not None and prediction.gate.verdict == "reject"
+    assert 0.5 < prediction.scores[COMBINED] <= 1
+
+
+def _refuse(image: Image) -> Never:
+    raise UnfitImage("too small")
 
 
 def test_the_thresholds_are_the_callers(package: ModelPackage, own: list[Image]) -> None:

@@ -13,7 +13,7 @@ from medae.image import Image
 from medae.metrics.selection import risk_coverage
 from medae.predictor import Predictor
 from medae.tasks import Segmentation
-from medae.uncertainty import RepeatedPredictor, deviation, disagreement, soft_disagreement
+from medae.uncertainty import RepeatedPredictor, deviation, disagreement
 from tests.conftest import untrained_package
 from tests.service_parts import LABELS, OWN_RANGE, SEGNET, denoiser, named, scorer, segmenter
 
@@ -33,16 +33,6 @@ def test_disagreement_is_that_of_the_pairs_in_any_order(given_answers) -> None:
 def test_who_says_the_same_agrees(answer) -> None:
     assert disagreement([answer, answer.copy()]) == 0
     assert disagreement([answer, np.zeros_like(answer)]) == (1 if answer.any() else 0)
-
-
-@given(labels)
-def test_the_softer_the_less_sure(answer) -> None:
-    hard = np.concatenate([(answer == label) for label in (1, 2)]).astype(np.float32)
-    assert soft_disagreement(answer, hard) == 0
-    softened = [soft_disagreement(answer, hard + by * (0.5 - hard)) for by in (0.2, 0.6, 1.0)]
-    assert 0 < softened[0] <= softened[1] <= softened[2] <= 1
-    nothing = np.zeros_like(answer)
-    assert soft_disagreement(nothing, hard) == (1 if answer.any() else 0)
 
 
 def test_soft_dice_costs_no_answer_and_leaves_no_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medae.scores.statistics import Statistics, StatisticScore, laplacian_of
+from medae.scores.statistics import Statistics, StatisticScore, laplacian_of, product_sum
 
 TILES = 6
 """Along a side of a slice: so fine is its unevenness seen."""
@@ -36,29 +36,34 @@ class Appearance(StatisticScore):
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """The numbers."""
         grey = pixels_CSRW.mean(0, dtype=np.float32)
-        numbers = [*_histogram(grey), *_lines(grey), *_surfaces(grey)]
+        down, right = grey[:, 1:] - grey[:, :-1], grey[..., 1:] - grey[..., :-1]
+        numbers = [*_histogram(grey), *_lines(grey, down, right), *_surfaces(grey, down, right)]
         return np.concatenate([Statistics().of_image(pixels_CSRW), numbers])
 
 
 def _histogram(grey: NDArray[np.float32]) -> Iterator[float]:
-    low, high = grey.min(), grey.max()
-    for end in (low, high):
-        yield float(np.log10((grey == end).mean() + FEW))
-    some = grey.ravel()[:: -(-grey.size // MOST)]
-    first, *levels, last = np.percentile(some, (ENDS[0], *LEVELS, ENDS[1])).tolist()
+    for end in (grey.min(), grey.max()):
+        yield float(np.log10(np.count_nonzero(grey == end) / grey.size + FEW))
+    some = np.sort(grey.ravel()[:: -(-grey.size // MOST)])
+    at = np.array((ENDS[0], *LEVELS, ENDS[1])) / 100 * (len(some) - 1)
+    first, *levels, last = np.interp(at, np.arange(len(some)), some).tolist()
     yield from ((level - first) / max(last - first, 1e-6) for level in levels)
-    away = (grey - grey.mean()) / (grey.std() + 1e-6)
+    away = grey - grey.mean()
     squares = away * away
-    yield float(np.arcsinh((squares * away).mean(dtype=np.float64)))
-    yield float(np.log((squares * squares).mean(dtype=np.float64) + 1e-3))
+    deviation = np.sqrt(squares.mean(dtype=np.float64)) + 1e-6
+    yield float(np.arcsinh(product_sum(squares, away) / grey.size / deviation**3))
+    yield float(np.log(product_sum(squares, squares) / grey.size / deviation**4 + 1e-3))
 
 
-def _lines(grey: NDArray[np.float32]) -> Iterator[float]:
-    """What differs between rows and columns, and what is wrong with some of them."""
-    down, right = np.diff(grey, axis=1), np.diff(grey, axis=2)
-    energies = [np.square(right).mean(2) + QUIET, np.square(down).mean(1) + QUIET]  # of each row, of each column
-    yield float(0.5 * np.log(np.square(down).mean() + QUIET) - 0.5 * np.log(np.square(right).mean() + QUIET))
-    yield float(np.log10(((down == 0).mean() + (right == 0).mean()) / 2 + 10 * FEW))
+def _lines(grey: NDArray[np.float32], down: NDArray[np.float32], right: NDArray[np.float32]) -> Iterator[float]:
+    """What differs between rows and columns, and what is wrong with some of them. down, right: the differences of
+    neighbours along columns and rows."""
+    sums = [np.einsum("srw,srw->sr", right, right), np.einsum("srw,srw->sw", down, down)]  # of each row, each column
+    totals = [each.sum(dtype=np.float64) / edges.size + QUIET for each, edges in zip(sums, (right, down), strict=True)]
+    energies = [sums[0] / right.shape[2] + QUIET, sums[1] / down.shape[1] + QUIET]
+    yield float(0.5 * np.log(totals[1]) - 0.5 * np.log(totals[0]))
+    alike = sum(1 - np.count_nonzero(edges) / edges.size for edges in (down, right)) / 2
+    yield float(np.log10(alike + 10 * FEW))
     constant = max(float((energy == QUIET).mean()) for energy in energies)
     yield float(np.log10(constant + 100 * FEW))
     jumps = [np.abs(np.diff(grey.mean(axis), axis=1)) + DARK for axis in (2, 1)]
@@ -66,12 +71,12 @@ def _lines(grey: NDArray[np.float32]) -> Iterator[float]:
     yield max(float(np.log(np.median(energy, 1) / energy.min(1)).max()) for energy in energies)
 
 
-def _surfaces(grey: NDArray[np.float32]) -> Iterator[float]:
+def _surfaces(grey: NDArray[np.float32], down: NDArray[np.float32], right: NDArray[np.float32]) -> Iterator[float]:
     """Of light and of sharpness: the slope across the slice, how far the surface rises and falls, what it leaves."""
     tiles = min(TILES, *grey.shape[1:])
-    light = np.log(_by_tile(grey - grey.min(), tiles) + DARK)
-    edges = np.stack([laplacian_of(np.diff(plane, axis=0), np.diff(plane, axis=1)) for plane in grey])
-    sharp = 0.5 * np.log(_by_tile(np.square(edges), tiles) + QUIET)
+    light = np.log(_by_tile(grey, tiles) - float(grey.min()) + DARK)
+    edges = np.stack([laplacian_of(*differences) for differences in zip(down, right, strict=True)])
+    sharp = 0.5 * np.log(_by_tile(np.square(edges, out=edges), tiles) + QUIET)
     basis, inverse = _surface(tiles)
     for seen in (light, sharp):
         flat = seen.reshape(len(seen), -1)
@@ -84,7 +89,8 @@ def _surfaces(grey: NDArray[np.float32]) -> Iterator[float]:
 def _by_tile(values: NDArray[Any], tiles: int) -> NDArray[np.float64]:
     """(S, R, W) -> (S, tiles, tiles), the means."""
     edges = [np.linspace(0, length, tiles, endpoint=False).astype(int) for length in values.shape[1:]]
-    sums = np.add.reduceat(np.add.reduceat(values, edges[0], axis=1, dtype=np.float64), edges[1], axis=2)
+    rows = np.add.reduceat(values, edges[1], axis=2, dtype=np.float64)  # these first: rows lie together
+    sums = np.add.reduceat(rows, edges[0], axis=1)
     sizes = [np.diff([*edge, length]) for edge, length in zip(edges, values.shape[1:], strict=True)]
     means: NDArray[np.float64] = sums / np.outer(*sizes)
     return means

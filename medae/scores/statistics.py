@@ -87,7 +87,7 @@ class Statistics(StatisticScore):
 
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """The statistics, channel by channel."""
-        values = pixels_CSRW.astype(np.float32)
+        values = np.asarray(pixels_CSRW, np.float32)
         rows = self._energies(values[::2] - values[1:2]) if self.colour and len(values) == 3 else []
         if self.optical_density:
             values = np.maximum(values, 0)
@@ -154,25 +154,30 @@ def _energies(values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
     for channel, volume in enumerate(values):
         for plane in volume:  # one after the other: they stay in the processor's cache
             down, right = plane[1:] - plane[:-1], plane[:, 1:] - plane[:, :-1]
-            sums[0, channel] += square_sum(laplacian_of(down, right))
-            sums[1, channel] += square_sum(down) + square_sum(right)
+            edges = laplacian_of(down, right)
+            sums[0, channel] += product_sum(edges, edges)
+            sums[1, channel] += product_sum(down, down) + product_sum(right, right)
     laplacian, gradient = sums / values[0].size
     return laplacian, gradient
 
 
 def laplacian_of(down: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of the four neighbours, from a plane's differences along columns and rows; edges are continued."""
-    laplacian = np.zeros((right.shape[0], down.shape[1]), np.float32)
-    laplacian[:-1] = down
-    laplacian[1:] -= down
+    laplacian = np.empty((right.shape[0], down.shape[1]), np.float32)
+    if len(down):
+        laplacian[0] = down[0]
+        np.subtract(down[1:], down[:-1], out=laplacian[1:-1])
+        np.negative(down[-1], out=laplacian[-1])
+    else:
+        laplacian[:] = 0
     laplacian[:, :-1] += right
     laplacian[:, 1:] -= right
     return laplacian
 
 
-def square_sum(plane: NDArray[np.float32]) -> float:
-    """Of rows first, so that float32 is exact enough."""
-    return float(np.einsum("rw,rw->r", plane, plane).sum(dtype=np.float64))
+def product_sum(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Of two arrays, voxel by voxel; of rows first, so that float32 is exact enough."""
+    return float(np.einsum("...w,...w->...", one, other).sum(dtype=np.float64))
 
 
 def _squares(values: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -187,6 +192,7 @@ def _halved(values: NDArray[np.float32]) -> NDArray[np.float32]:
         return values
     rows, columns = (length // 2 * 2 for length in values.shape[-2:])
     kept = values[..., :rows, :columns]
-    quarter = kept[..., ::2, ::2] + kept[..., 1::2, ::2] + kept[..., ::2, 1::2] + kept[..., 1::2, 1::2]
-    result: NDArray[np.float32] = quarter * np.float32(0.25)
-    return result
+    half = kept[..., ::2, :] + kept[..., 1::2, :]  # whole rows first: they lie together
+    quarter: NDArray[np.float32] = half[..., ::2] + half[..., 1::2]
+    quarter *= np.float32(0.25)
+    return quarter

@@ -9,6 +9,7 @@ from medae.checks import Facts, InputChecks, facts_of
 from medae.data.seen import Seen
 from medae.errors import InputError, SettingsError
 from medae.experiment import Experiment, GateSettings
+from medae.metrics.doubt import Usual
 from medae.networks import VAESettings
 from medae.objectives import KL, MSE
 from medae.package import GATE, SHAPE, ModelPackage
@@ -16,10 +17,14 @@ from medae.preparation import Preparation
 from medae.settings import validate_settings
 from medae.tasks import Anomaly, Restoration, Segmentation
 from medae.training.state import LAST
+from medae.uncertainty import SOFT_DICE, RepeatedPredictor, score_name
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = "package"
+
+MOST_ANSWERS = 100
+"""So many validation images say how sure a model usually is."""
 
 SCORE = "gate"
 SCORES = (
@@ -61,9 +66,23 @@ def _gated(
 ) -> ModelPackage:
     gate = _trained(gate_experiment(experiment, settings), out / GATE, progress)
     shape = None
-    if settings.shape and isinstance(experiment.task, Segmentation):
-        shape = _trained(shape_experiment(experiment, settings, experiment.task), out / SHAPE, progress)
+    if isinstance(experiment.task, Segmentation):
+        if settings.shape:
+            shape = _trained(shape_experiment(experiment, settings, experiment.task), out / SHAPE, progress)
+        package = package.retold(soft_dice=_usual_soft_dice(package, experiment))
     return package.gated(gate, shape)
+
+
+def _usual_soft_dice(package: ModelPackage, experiment: Experiment) -> Usual | None:
+    """Over the model's validation images, from which neither it nor its gate has learnt; None for too few."""
+    predictor = RepeatedPredictor(package, [SOFT_DICE], device=experiment.training.device)
+    found: list[float] = []
+    for case in experiment.data.cases("validation")[:MOST_ANSWERS]:
+        try:
+            found.append(predictor(experiment.data.read(case).image).scores[score_name(SOFT_DICE)])
+        except InputError as error:
+            logger.warning("case %s (validation) is left out of the usual soft Dice: %s", case.id, error)
+    return Usual.of(found)
 
 
 def gate_experiment(model: Experiment, settings: GateSettings) -> Experiment:
