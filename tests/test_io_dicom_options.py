@@ -11,7 +11,7 @@ from medae.batch.predict import predict_items
 from medae.client import Client
 from medae.errors import UsageError
 from medae.io import read_image
-from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers
+from medae.io.dicom_options import DEFAULT_DICOM, DicomAnswers, series_named
 from medae.predictor import Predictor
 from tests.dicom_made import as_files, ct_series, opened, written
 from tests.service_parts import client_of, denoiser, scorer, segmenter
@@ -113,3 +113,11 @@ def test_every_door_gives_the_same_files(task, series, tmp_path):
         assert {name: text for name, text in found.items()} == wanted
         with pytest.raises(UsageError):
             client.segment(series, dicom=DicomAnswers(map=("overlay",)))
+
+
+def test_a_series_is_named_by_a_number_or_a_uid():
+    assert series_named("12") == 12 and series_named("123456789") == 123456789
+    assert series_named("1.2.840.1") == "1.2.840.1"
+    for text in ("0", "-1", "1234567890", "9" * 5000, "1.5e3", "first", "", "1.2." + "3" * 64, "\u0663"):
+        with pytest.raises(UsageError, match="its number"):
+            series_named(text)

@@ -74,8 +74,8 @@ def series_named(text: str) -> int | str:
 
     Raises UsageError, which does not repeat it.
     """
-    if text.isascii() and text.isdigit() and int(text[:9]) > 0:
-        return int(text[:9])
+    if len(text) <= 9 and text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
     if len(text) <= 64 and _UID.fullmatch(text):
         return text
     raise UsageError("a series is named by its number in the list of them, from 1, or by its SeriesInstanceUID")

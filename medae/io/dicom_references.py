@@ -77,7 +77,8 @@ def piled(headers: Sequence[Dataset]) -> list[Dataset]:
     made = [copy.deepcopy(header) for header in headers]  # a copy would share its elements
     for number, header in enumerate(made):
         header.FrameOfReferenceUID = header.get("FrameOfReferenceUID") or _HANDLE + "0"
-        header.ImagePositionPatient, header.ImageOrientationPatient = [0, 0, number], [1, 0, 0, 0, 1, 0]
+        # highdicom begins with the highest, and frames shall come in their order
+        header.ImagePositionPatient, header.ImageOrientationPatient = [0, 0, -number], [1, 0, 0, 0, 1, 0]
         header.PixelSpacing = header.get("PixelSpacing") or [1, 1]
         header.SliceThickness = header.get("SliceThickness") or 1
     return made

@@ -84,7 +84,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "series": {
         "type": "string",
         "maxLength": 64,
-        "pattern": r"^([1-9][0-9]*|[0-9]+(\.[0-9]+)+)$",
+        "pattern": r"^([1-9][0-9]{0,8}|[0-9]+(\.[0-9]+)+)$",
         "description": "Of several DICOM series the number of one, in the list of a refusal, or its SeriesInstanceUID",
     },
     "regular_grid": {
