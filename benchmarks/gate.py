@@ -287,10 +287,7 @@ def measure(bench: Bench, package: ModelPackage, ways: Sequence[str]) -> dict[st
         seen = [_looked(repeated, image) for image in images]
         if name not in MILD:
             looks[name] = seen
-        answers += [
-            _answered(repeated, image, case.target) | {"gate": min(look.strangeness, 1e6)}
-            for image, case, look in zip(images, bench.own, seen, strict=True)
-        ]
+        answers += [_answered(repeated, image, case.target) for image, case in zip(images, bench.own, strict=True)]
     return {
         "auroc": {name: _auroc(looks["own"], looked) for name, looked in looks.items() if name != "own"},
         "pooled": _auroc(looks["own"], [look for name, looked in looks.items() if name != "own" for look in looked]),

@@ -15,7 +15,7 @@ from medae.errors import InputError
 from medae.image import Image
 from medae.metrics.doubt import Doubt, Usual
 from medae.package import ModelPackage
-from medae.tasks import Segmentation
+from medae.tasks import Anomaly, Segmentation
 from medae.verdict import GateLimits, Reason, Verdict
 
 
@@ -44,9 +44,9 @@ class Seen:
     scored: Scored | None
 
     def score(self, gate: ModelPackage) -> float | None:
-        """The one that a calibrated gate decides by; None where it could not take the image."""
-        assert gate.calibration is not None, "only calibrated gates are asked"
-        return None if self.scored is None else self.scored.scores[gate.calibration.score]
+        """The one that the gate decides by; None where it could not take the image."""
+        assert isinstance(gate.card.task, Anomaly), "a gate is an anomaly model"
+        return None if self.scored is None else self.scored.scores[gate.card.task.score_name]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from medae.backends import Backend, open_backend
 from medae.errors import UnfitImage, UsageError
 from medae.gate import Gate, Seen, doubt_of
 from medae.image import Image
-from medae.metrics.doubt import COMBINED, SOFT_DICE, SoftDice
+from medae.metrics.doubt import COMBINED, OF_GATE, SOFT_DICE, SoftDice
 from medae.package import Card, ModelPackage
 from medae.preparation import Prepared
 from medae.tasks import Anomaly, Segmentation, TaskConfig
@@ -97,15 +97,18 @@ class Predictor:
             return self._answer(image, threshold, probabilities, progress)
         seen = self.gate.look(image)
         prediction = self._answer(image, threshold, probabilities, progress)
-        scores = prediction.scores | self._combined(seen, prediction.scores)
+        scores = prediction.scores | self._doubts(seen, prediction.scores)
         judged = prediction.judged(self.gate.judge(seen, prediction.image, gate or self._limits))
         return replace(judged, scores=scores)
 
-    def _combined(self, seen: Seen, scores: dict[str, float]) -> dict[str, float]:
-        """The doubt of gate and soft Dice together, where the package knows the usual of both."""
-        if self._doubt is None or self.package.gate is None:
+    def _doubts(self, seen: Seen, scores: dict[str, float]) -> dict[str, float]:
+        """The score of the gate, where it could take the image, and the doubt of gate and soft Dice together, where the
+        package knows the usual of both."""
+        if self.package.gate is None:
             return {}
-        return {COMBINED: self._doubt(seen.score(self.package.gate), scores[SOFT_DICE])}
+        score = seen.score(self.package.gate)
+        doubts = {} if score is None else {OF_GATE: score}
+        return doubts if self._doubt is None else doubts | {COMBINED: self._doubt(score, scores[SOFT_DICE])}
 
     def _answer(
         self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None

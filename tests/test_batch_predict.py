@@ -186,7 +186,7 @@ def test_progress_names_failures_and_where_results_are(terminal: bool, outcomes:
             watch.see((outcome,))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "b[red]: the file is empty" in said
-    assert "1 done, 1 failed of 2; files passed over as no images: 3; results in out/results.csv" in said
+    assert "1 done, 1 failed of 2; files passed over, no images or not asked for: 3; results in out/results.csv" in said
     assert ("[1/2] a: done" in said) is not terminal
 
 

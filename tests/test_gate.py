@@ -14,7 +14,7 @@ from medae.errors import PackageError, UnfitImage
 from medae.experiment import Experiment, GateSettings
 from medae.image import Image
 from medae.io import read_image
-from medae.metrics.doubt import COMBINED, SOFT_DICE
+from medae.metrics.doubt import COMBINED, OF_GATE, SOFT_DICE
 from medae.package import ModelPackage
 from medae.predictor import Predictor
 from medae.training import train
@@ -79,7 +79,7 @@ def test_the_answer_is_the_same_with_and_without(package: ModelPackage, own: lis
     assert without.gate is None and with_gate.gate is not None
     assert np.array_equal(with_gate.image.pixels, without.image.pixels)
     assert without.scores.items() <= with_gate.scores.items()
-    assert with_gate.scores.keys() - without.scores.keys() == {SOFT_DICE, COMBINED}
+    assert with_gate.scores.keys() - without.scores.keys() == {SOFT_DICE, OF_GATE, COMBINED}
 
 
 def test_every_answer_says_its_doubt_and_strange_images_are_never_sure(package: ModelPackage, own: list[Image]) -> None:
@@ -94,7 +94,10 @@ def test_every_answer_says_its_doubt_and_strange_images_are_never_sure(package: 
     assert min(doubt(image) for image in noise) > 0.5, "however sure the model is of its answer"
     assert 0.2 < np.median(usual) < 0.8 and min(usual) < 0.5
     said = summary(predictor(own[0]), id="x", files=[])["scores"]
-    assert said[COMBINED] == pytest.approx(usual[0])
+    assert predictor.gate is not None
+    scored = predictor.gate.look(own[0]).scored
+    assert scored is not None
+    assert said[COMBINED] == pytest.approx(usual[0]) and said[OF_GATE] == scored.scores["gate"]
     known = ModelPackage.seal(package.card.model_copy(update={"soft_dice": None}), package.weights)
     assert package.gate is not None
     assert COMBINED not in Predictor(known.gated(package.gate))(own[0]).scores, "older packages do not know the usual"
@@ -106,7 +109,7 @@ def test_what_the_gate_cannot_take_is_the_most_doubtful(package: ModelPackage, o
     predictor.gate = replace(predictor.gate, at_image=_refuse)
     prediction = predictor(own[0])
     assert prediction.gate is not None and prediction.gate.verdict == "reject"
-    assert 0.5 < prediction.scores[COMBINED] <= 1
+    assert 0.5 < prediction.scores[COMBINED] <= 1 and OF_GATE not in prediction.scores
 
 
 def _refuse(image: Image) -> Never:
@@ -174,6 +177,8 @@ def test_a_denoiser_knows_noisy_images_and_few_images_give_plain_facts(tmp_path:
     image = read_image(sorted((tmp_path / "data" / "images").glob("*.png"))[0])
     verdict = Predictor(gated)(image).gate
     assert verdict is not None and verdict.percentile is None
+    scores = Predictor(gated)(image).scores
+    assert OF_GATE in scores and COMBINED not in scores, "nothing to compare it with, but an order"
     assert ModelPackage.load(tmp_path / "gated" / "package").digest == gated.digest
 
 

@@ -37,7 +37,8 @@ class Progress:
         self._task = self._bar.add_task("images", total=None, failed=0)
 
     def begin(self, total: int, before: int = 0, passed_over: int = 0) -> None:
-        """total: cases, with those that were finished `before`. passed_over: files that are no images."""
+        """total: cases, with those that were finished `before`. passed_over: files that are no images, or of series
+        that were not asked for."""
         self._total, self._before, self._passed_over = total, before, passed_over
         self._began = self._said = time.monotonic()
         self._bar.update(self._task, total=total - before)
@@ -67,7 +68,7 @@ class Progress:
             return  # the call was wrong: nothing was begun
         named = ("done", "failed", "fault")
         counts = ", ".join(f"{self._counts[name]} {name}" for name in named if self._counts[name]) or "nothing done"
-        over = f"; files passed over as no images: {self._passed_over}" if self._passed_over else ""
+        over = f"; files passed over, no images or not asked for: {self._passed_over}" if self._passed_over else ""
         written = "" if isinstance(error, OutputError) else f"; results in {self._results}"
         self._print(f"{counts} of {self._total - self._before}{self._rate()}{over}{written}")
 

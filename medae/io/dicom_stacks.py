@@ -15,7 +15,8 @@ SAME_PLACE_MM = 1e-3
 # of the spacing: scanners round positions, but a missing slice is at least one spacing
 _SPACING_TOLERANCE = 0.02
 _LINE_TOLERANCE = 0.1
-_NAMED = 8
+_NAMED = 32
+"""Of several series: their list is where people find the number of the one they mean."""
 
 
 def stacks_of(slices: Iterable[Slice]) -> list[list[Slice]]:
@@ -67,7 +68,7 @@ def _shares_places(stack: Sequence[Slice]) -> bool:
 def listing(stacks: Sequence[Sequence[Slice]]) -> str:
     """Stacks with their numbers, the largest first: "[1] 5 x CT 16x16 axial; [2] 1 x CT 16x16 sagittal localiser"."""
     order = sorted(range(len(stacks)), key=lambda index: len(stacks[index]), reverse=True)
-    more = f"; and {len(stacks) - _NAMED} other kinds" if len(stacks) > _NAMED else ""
+    more = f"; and {len(stacks) - _NAMED} more" if len(stacks) > _NAMED else ""
     return "; ".join(f"[{index + 1}] {description(stacks[index])}" for index in order[:_NAMED]) + more
 
 
