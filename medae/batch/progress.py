@@ -37,7 +37,8 @@ class Progress:
         self._task = self._bar.add_task("images", total=None, failed=0)
 
     def begin(self, total: int, before: int = 0, passed_over: int = 0) -> None:
-        """total: cases, with those that were finished `before`. passed_over: files that are no images, or of series that were not asked for."""
+        """total: cases, with those that were finished `before`. passed_over: files that are no images, or of series
+        that were not asked for."""
         self._total, self._before, self._passed_over = total, before, passed_over
         self._began = self._said = time.monotonic()
         self._bar.update(self._task, total=total - before)
