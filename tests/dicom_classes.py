@@ -27,8 +27,9 @@ def _image(sop_class: str, modality: str, pixels: np.ndarray, number: int = 1, *
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = f"1.2.840.10008.5.1.4.1.1.{sop_class}"
     made = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
-    made.SOPClassUID, made.SOPInstanceUID = meta.MediaStorageSOPClassUID, f"{_ROOT}.3.{number}"
-    made.StudyInstanceUID, made.SeriesInstanceUID = f"{_ROOT}.1", f"{_ROOT}.2"
+    root = f"{_ROOT}.{sop_class}"
+    made.SOPClassUID, made.SOPInstanceUID = meta.MediaStorageSOPClassUID, f"{root}.3.{number}"
+    made.StudyInstanceUID, made.SeriesInstanceUID = f"{root}.1", f"{root}.2"
     made.PatientName, made.PatientID, made.PatientBirthDate, made.PatientSex = "Any^One", "7", "19700101", "O"
     made.StudyDate = made.SeriesDate = made.AcquisitionDate = made.ContentDate = "20260304"
     made.StudyTime = made.SeriesTime = made.AcquisitionTime = made.ContentTime = "050607"

@@ -1,6 +1,6 @@
 """Orthanc takes our DICOM answers, finds them, and gives back what it was given (STOW, QIDO, WADO of PS3.18)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -8,6 +8,9 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
 
+from medae.io.dicom import read_dicom
+from tests.dicom_classes import angiography, ultrasound
+from tests.dicom_made import as_file
 from tests.peers.orthanc import Pacs, running
 from tests.peers.test_dciodvfy import FILES, SOURCES, answers
 
@@ -42,7 +45,7 @@ def assert_kept(pacs: Pacs, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_answer_is_stored_found_and_returned(pacs: Pacs, name: str) -> None:
-    made = answers(SOURCES[name])
+    made = answers(read_dicom(SOURCES[name]))
     assert pacs.stow([path.read_bytes() for path in SOURCES[name]]).status_code == 200
     for kind, files in made.items():
         # the same instance in another transfer syntax is the same instance: an archive keeps the first
@@ -56,10 +59,20 @@ def test_every_answer_is_stored_found_and_returned(pacs: Pacs, name: str) -> Non
     assert {"SEG", "SR", "OT"} <= modalities
 
 
+@pytest.mark.parametrize("made", [angiography, ultrasound], ids=lambda made: made.__name__)
+def test_answers_to_several_frames_too(pacs: Pacs, made: Callable[[], list[FileDataset]]) -> None:
+    (source,) = made()
+    assert pacs.stow([as_file(source)]).status_code == 200
+    for kind, files in answers(read_dicom([as_file(source)])).items():
+        for file in files if ", " not in kind else ():
+            assert pacs.stow([file.data]).status_code == 200, kind
+            assert_kept(pacs, file.data)
+
+
 @pytest.mark.parametrize("method", ["jpeg-ls", "jpeg-2000", "rle"])
 def test_compressed_answers_too(method: str, tmp_path: Path) -> None:
     """In an archive of their own: the names are those of the uncompressed ones."""
-    made = answers(SOURCES["CT5N"])
+    made = answers(read_dicom(SOURCES["CT5N"]))
     with running(tmp_path) as pacs:
         for kind in (f"derived, {method}", f"overlay, {method}"):
             assert pacs.stow([file.data for file in made[kind]]).status_code == 200
