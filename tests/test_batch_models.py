@@ -23,7 +23,7 @@ from medae.latent import LatentSpace
 from medae.package import load
 from medae.predictor import Predictor
 from medae.settings import validate_settings
-from medae.tasks import Anomaly
+from medae.tasks import Anomaly, Restoration
 from medae.training import train
 from medae.verdict import GateLimits
 from tests.batch_parts import Seen, everything, segmenter, table
@@ -39,6 +39,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packages")
     segmenter().save(folder / "segmenter")
     untrained_package(Anomaly(), {"kind": "vae", "dims": 2, "features": [4, 6]}).save(folder / "vae")
+    untrained_package(Restoration(), {"kind": "dncnn", "depth": 2, "features": 4}).save(folder / "denoiser")
     return folder
 
 
@@ -97,7 +98,7 @@ def test_vectors_survive_interruptions_processes_and_merging(ask: Ask, tmp_path:
 
 def test_only_what_has_a_latent_embeds(ask: Ask) -> None:
     with pytest.raises(UsageError, match="does not go through a latent code"):
-        run(ask(embed=("segmenter",)), Seen())
+        run(ask(embed=("denoiser",)), Seen())
     with pytest.raises(UsageError, match="given twice"):
         run(ask(embed=("vae", "vae", "vae", "vae")), Seen())
     with pytest.raises(SettingsError, match="at least 1"):

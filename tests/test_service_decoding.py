@@ -324,7 +324,9 @@ def test_a_decoder_that_died_while_idle_costs_none() -> None:
             await decoders.read([png()])
             for child in children(2):
                 child.kill()
-            await asyncio.sleep(0.05)
+                while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)  # for the event loop to hear of it
         same(await decoders.read([png()]), read_image(png()))
 
     run(work, decoders=2)
