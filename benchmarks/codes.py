@@ -19,7 +19,7 @@ from benchmarks.models import table
 from medae.data import Split
 from medae.data.samples import Sample
 from medae.metrics.posterior import Posterior
-from medae.networks import Autoencoder, DenseAutoencoderSettings, Gaussian, VAESettings
+from medae.networks import Autoencoder, ConvAutoencoderSettings, DenseAutoencoderSettings, Gaussian, VAESettings
 from medae.objectives import (
     KL,
     MSE,
@@ -119,9 +119,12 @@ def tissue() -> tuple[Tensor, Tensor]:
 
 
 def bits(decoder: str, objective: ObjectiveSettings, *, steps: int, seed: int) -> float:
-    """Bits per value of 8-bit test patches, given the code: the same autoencoder with another decoder."""
+    """Bits per value of 8-bit test patches, given a code of 2 x 2 x 4 numbers: one autoencoder with another decoder.
+
+    A convolutional one, which learns what it says of a value from all 64 places alike.
+    """
     train, test = tissue()
-    settings = DenseAutoencoderSettings(size=(8, 8), widths=(64, 16), decoder=decoder)
+    settings = ConvAutoencoderSettings(features=(32, 64), bottleneck=4, decoder=decoder)
     network = fit(settings, [objective], train, steps=steps, seed=seed)
     term = objective.build()
     assert isinstance(term, LikelihoodTerm)

@@ -71,9 +71,10 @@ def test_the_alarm_of_a_collapsed_code() -> None:
 
 
 def test_categorical_needs_no_more_bits_than_gaussian() -> None:
+    """Of fixed and of learned variance; the optimal one, which is taken from the test images, needs fewer."""
     steps = codes.STEPS["bits"]
     found = {
         name: np.mean([codes.bits(*decoder, steps=steps, seed=seed) for seed in (0, 1, 2)])
         for name, decoder in codes.DECODERS.items()
     }
-    assert min(found, key=lambda name: found[name]) == "categorical", found
+    assert found["categorical"] <= min(found["gaussian, variance .01"], found["gaussian, learned"]), found
