@@ -5,19 +5,15 @@ from io import BytesIO
 import numpy as np
 import torch
 from PIL import Image as Picture
-from pydantic import TypeAdapter
 
-from medae.networks import NetworkConfig
+from medae.backends.torch import network_of
 from medae.package import ModelPackage
 
 
 def network(package: ModelPackage) -> torch.nn.Module:
-    """The package's network as it was trained, with its weights."""
-    settings = TypeAdapter(NetworkConfig).validate_python(package.card.network)
-    built = settings.build(package.card.channels_in, package.card.channels_out)
-    built.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in package.weights.items()})
+    """The package's network as it was trained. From here on, torch has one thread in this process."""
     torch.set_num_threads(1)
-    return built.eval()
+    return network_of(package).eval()
 
 
 def decoded(data: bytes) -> torch.Tensor:

@@ -211,9 +211,8 @@ class Preparation(Settings):
 def stretched(pixels: NDArray[Any], lower: float, scale: float) -> NDArray[np.float32]:
     """(pixels - lower) / scale as float32, a copy; in double precision where float32 does not hold the pixels."""
     if np.can_cast(pixels.dtype, np.float32):
-        values = pixels.astype(
-            np.float32, order="C"
-        )  # a picture's channels lie side by side, and all after works on planes
+        # a picture's channels lie side by side, and all that comes after works on planes
+        values = pixels.astype(np.float32, order="C")
         values -= np.float32(lower)
         values *= np.float32(1 / scale)
         return values

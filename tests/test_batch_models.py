@@ -134,6 +134,8 @@ def test_the_command_line_tries_a_shard_again_and_not_the_others(ask: Ask, tmp_p
     assert CliRunner().invoke(app, words).exit_code == 0
     after = state(tmp_path / f"part{number}")
     assert (after["done"], after["failed"], after["left"]) == (said["done"] + 1, 0, said["left"])
+    merged = CliRunner().invoke(app, ["batch", "merge", str(tmp_path / f"part{number}"), "--out", str(tmp_path / "m")])
+    assert merged.exit_code == 0 and f"{after['done']} done" in merged.output
 
 
 def _of_shard(ask: Ask, tmp_path: Path, number: int) -> list[str]:
