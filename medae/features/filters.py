@@ -71,7 +71,7 @@ def gabor_bank() -> Tensor:
 
 
 def smooth(values: Tensor, weights: Sequence[float]) -> Tensor:
-    """(B, C, rows, columns) by the same symmetric weights along rows and columns; beyond the border lies the last pixel.
+    """(B, C, rows, columns) by the same symmetric weights along both axes; beyond the border lies the last pixel.
 
     One channel at a time stays in the processor's cache.
     """
