@@ -76,7 +76,9 @@ def smooth(values: Tensor, weights: Sequence[float]) -> Tensor:
     One channel at a time stays in the processor's cache.
     """
     padded = functional.pad(values, [len(weights) // 2] * 4, mode="replicate")
-    return torch.cat([_along(_along(plane, weights, 2), weights, 3) for plane in padded.split(1, dim=1)], dim=1)
+    return torch.cat(
+        [_along(_along(plane, weights, 2), weights, 3) for plane in padded.chunk(padded.shape[1], dim=1)], dim=1
+    )
 
 
 def _along(padded: Tensor, weights: Sequence[float], axis: int) -> Tensor:
