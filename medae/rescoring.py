@@ -72,7 +72,7 @@ def _with(task: Anomaly, scores: Sequence[Score], name: str) -> Anomaly:
 
 
 def _normal(data: Data) -> Iterator[Image]:
-    for case in (case for split in data.fitted for case in data.cases(split)):
+    for case in data.cases("train"):
         if case.label in (None, NORMAL):
             try:
                 yield data.read(case).image

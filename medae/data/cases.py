@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -58,9 +58,6 @@ class LoadedCase:
 
 class Data(Settings, ABC):
     """Base of the ways to name a training's images."""
-
-    fitted: ClassVar[tuple[Split, ...]] = ("train",)
-    """The splits whose normal images the scores of an anomaly model are fitted on."""
 
     @abstractmethod
     def all_cases(self) -> list[Case]:

@@ -1,13 +1,13 @@
 """What a model sees in use, as normal images for its gate: the inputs of another experiment, or its masks."""
 
 import hashlib
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from medae.calibration import FEWEST_REFERENCES
-from medae.data.cases import Case, CaseList, Data, LoadedCase, Split
+from medae.data.cases import Case, CaseList, Data, LoadedCase
 from medae.data.corruption import CorruptionConfig
 from medae.data.folder import Folder
 from medae.data.samples import Sample
@@ -23,11 +23,8 @@ class Seen(Data):
     """The images of another data set as a model sees them, divided anew: a part of them calibrates.
 
     Training and validation images of the other set are put together; the reference images are its validation images
-    and, until there are enough, training images. A gate's network learns from the rest, so that it knows no reference.
-    Its score is fitted on all of them, for it scores each as if that had not been there: so few images are worth more.
+    and, until there are enough, training images. A gate learns from the rest, so that no reference was learnt from.
     """
-
-    fitted: ClassVar[tuple[Split, ...]] = ("train", "validation")
 
     kind: Literal["seen"] = "seen"
     of: Annotated[CaseList | Folder | Sample, Field(discriminator="kind")]

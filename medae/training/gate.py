@@ -28,7 +28,7 @@ MOST_ANSWERS = 100
 
 SCORE = "gate"
 SCORES = (
-    scores.Appearance(name=SCORE, by="neighbours", count=1, whiten=True, members=("residual", "kl")),
+    scores.Appearance(name=SCORE, by="neighbours", count=1, members=("residual", "kl")),
     scores.Residual(name="residual", two_sided=True),
     scores.KL(name="kl", two_sided=True),
 )

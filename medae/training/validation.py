@@ -120,7 +120,7 @@ def weights_of(network: nn.Module) -> dict[str, Any]:
 
 
 def finished(package: ModelPackage, experiment: Experiment, validation: Sequence[Case]) -> ModelPackage:
-    """The best package with all its scores: fitted on the data's normal images, calibrated on those of validation.
+    """The best package with all its scores: fitted on the normal training images, calibrated on those of validation.
 
     The same images chose the best weights, so the reference lies a little low: calibrate again on one's own images.
     Other tasks' packages come back as they are.
@@ -128,8 +128,7 @@ def finished(package: ModelPackage, experiment: Experiment, validation: Sequence
     if not isinstance(experiment.task, Anomaly):
         return package
     card = card_of(experiment, package.card.metrics, trained=True).model_copy(update={"prior": package.card.prior})
-    data = experiment.data
-    normal = (case for split in data.fitted for case in data.cases(split) if case.label in (None, NORMAL))
+    normal = (case for case in experiment.data.cases("train") if case.label in (None, NORMAL))
     images = (image for case in normal if (image := _readable(case, experiment)) is not None)
     whole = fit_scores(
         ModelPackage.seal(card, package.weights, package.prior),
@@ -138,7 +137,7 @@ def finished(package: ModelPackage, experiment: Experiment, validation: Sequence
         seed=experiment.training.seed,
     )
     try:
-        references = (data.read(case) for case in validation)
+        references = (experiment.data.read(case) for case in validation)
         whole = calibrate(whole, references, device=experiment.training.device, version="1")
     except UsageError as error:
         logger.warning("not calibrated, so that there are no percentiles and p-values: %s", error)
