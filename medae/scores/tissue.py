@@ -49,8 +49,11 @@ class Patterns(StatisticScore):
         from skimage.feature import local_binary_pattern
 
         grey = np.rint(255 * pixels_CSRW.mean(0, dtype=np.float64)).astype(np.int32)  # noise below a step is no pattern
-        shares = []
+        reach = max(radius for _, radius in CIRCLES)
+        planes = np.pad(grey, [(0, 0), (reach, reach), (reach, reach)], mode="symmetric")  # black beyond would be seen
+        shares: list[NDArray[np.float64]] = []
         for points, radius in CIRCLES:
-            codes = [local_binary_pattern(plane, points, radius, "uniform").astype(np.intp) for plane in grey]
-            shares.append(np.bincount(np.ravel(codes), minlength=points + 2) / grey.size)
+            codes = np.stack([local_binary_pattern(plane, points, radius, "uniform") for plane in planes])
+            inner = codes[:, reach:-reach, reach:-reach].astype(np.intp)
+            shares.append(np.bincount(inner.ravel(), minlength=points + 2) / grey.size)
         return np.sqrt(np.concatenate(shares))
