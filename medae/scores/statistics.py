@@ -173,10 +173,11 @@ class Profile(StatisticScore):
 
 def densities(light: NDArray[Any]) -> NDArray[np.float32]:
     """Optical densities of what is 1 where nothing is in the way."""
-    values = np.maximum(light, 0, dtype=np.float32)
+    values: NDArray[np.float32] = np.maximum(light, 0, dtype=np.float32)
     values *= np.float32(1 - DARKEST)
     values += np.float32(DARKEST)
-    return np.negative(np.log(values, out=values), out=values)
+    np.negative(np.log(values, out=values), out=values)
+    return values
 
 
 def _energies(values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
