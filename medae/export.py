@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medae.errors import OutputError, UsageError
-from medae.package import ModelPackage, load, shipped
+from medae.package import GATE, PRIOR, SHAPE, WEIGHTS, ModelPackage, load, shipped
 
 _TAG_LENGTH = 63  # of a name and of a version in BentoML's store
-_FILES = ("card.json", "weights.safetensors", "calibration.json", "README.md", "gate")
+_FILES = ("card.json", WEIGHTS, PRIOR, "calibration.json", "README.md")
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,14 @@ def _folder(package: str) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The package's own files and no others that lie beside them."""
+    """The package's own files, and those of the packages inside it, and no others that lie beside them."""
     for name in _FILES:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
-        elif (source / name).exists():
+        if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    for part in (GATE, SHAPE):
+        if (source / part).is_dir():
+            (target / part).mkdir()
+            _copy(source / part, target / part)
 
 
 def _tag(text: str) -> str:
@@ -84,8 +86,10 @@ def _tag(text: str) -> str:
 
 
 def _version(package: ModelPackage) -> str:
-    """The package's version and the beginning of its digest; of its calibration's too, which may change alone."""
+    """The package's version and the beginning of its digest; of its calibrations' too, which may change alone."""
     marks = package.digest.removeprefix("sha256:")[:12]
-    if package.calibration is not None:
-        marks += "-" + hashlib.sha256(package.calibration.model_dump_json().encode()).hexdigest()[:8]
+    parts = [part for part in (package, package.gate, package.shape) if part is not None]
+    made = [part.calibration.model_dump_json() for part in parts if part.calibration is not None]
+    if made:
+        marks += "-" + hashlib.sha256("".join(made).encode()).hexdigest()[:8]
     return f"{_tag(package.card.version)[: _TAG_LENGTH - len(marks) - 1].rstrip('._-')}-{marks}"

@@ -13,7 +13,7 @@ import pytest
 from medae.calibration import Calibration
 from medae.errors import PackageError, UnknownModel, UsageError
 from medae.export import _tag, _version, export
-from medae.package import load
+from medae.package import ModelPackage, load
 from tests.service_parts import denoiser, named, png, scorer, segmenter
 from tests.test_service_process import Running, alive, free_port, stop, wait_for
 
@@ -44,6 +44,27 @@ def test_a_package_in_bentomls_store_is_the_same_package(tmp_path: Path) -> None
     assert package.digest in (Path(folder) / "model.yaml").read_text()
     again = medae(tmp_path, "export", "p", "--to", "bento", "--name", "Brain Scorer")
     assert again.stdout == first.stdout, again.stderr
+
+
+def test_gate_shape_and_prior_travel_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
+
+    def package(highest: float) -> ModelPackage:
+        gate = scorer()
+        scores = Calibration.from_scores({"l2_mean": [0.0] * 499 + [highest]}, package_digest=gate.digest)
+        model = segmenter().retold({"rows.0": np.ones(3, np.float32)}, prior={"kind": "any"})
+        return model.gated(gate.calibrated(scores), named(gate, "shape"))
+
+    package(1).save(tmp_path / "p")
+    (tmp_path / "p" / "gate" / "notes.txt").write_text("of a patient")
+    first = export(str(tmp_path / "p"), "bento")
+    back = load(first.folder)
+    assert back.digest == package(1).digest
+    assert back.gate is not None and back.gate.calibration is not None
+    assert back.shape is not None and back.prior is not None
+    assert not (first.folder / "gate" / "notes.txt").exists()
+    package(2).save(tmp_path / "p")
+    assert export(str(tmp_path / "p"), "bento").tag != first.tag, "another calibration of the gate is another package"
 
 
 def test_calls_that_cannot_be(tmp_path: Path) -> None:
