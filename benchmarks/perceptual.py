@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="VGG16's, in torchvision's format; without: fixed filters")
     parser.add_argument("--picture", type=Path, help="where the reconstructions are drawn")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
-    parser.add_argument("--steps", type=int, default=800, help="of each training")
+    parser.add_argument("--steps", type=int, default=4000, help="of each training")
     arguments = parser.parse_args()
     pictures = kather(arguments.kather) if arguments.kather else tissue()
     numbers, shown = compare(pictures, arguments.weights, steps=arguments.steps, seeds=arguments.seeds)
