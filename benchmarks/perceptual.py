@@ -33,7 +33,7 @@ from medae.metrics.fidelity import psnr, ssim
 from medae.networks import Autoencoder, ConvAutoencoderSettings
 from medae.objectives import MSE, Loss, ObjectiveSettings, Perceptual
 
-PATCH, BATCH = 48, 4
+PATCH, BATCH, RATE = 48, 4, 1e-3
 SLIDE = re.compile(r"CRC-Prim-HE-(\d\d)")
 HELD_OUT = ("08", "09", "10")
 """Slides of Kather's; the others train. Tiles that do not name theirs are left out."""
@@ -79,11 +79,11 @@ def trained(
     rng = np.random.default_rng(seed)
     device = choose_device("auto")
     network = ConvAutoencoderSettings(features=(16, 32, 64), bottleneck=16).build(3, 3).to(device)
-    loss, optimizer = Loss(objectives).to(device), torch.optim.Adam(network.parameters(), lr=3e-3)
+    loss, optimizer = Loss(objectives).to(device), torch.optim.Adam(network.parameters(), lr=RATE)
     network.train()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * 0.5 * (1 + np.cos(np.pi * step / steps))
+            group["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * step / steps))
         x = torch.from_numpy(np.stack([_patch(pictures, rng) for _ in range(BATCH)])).to(device)
         total, _ = loss(network.autoencode(x), x, step / steps)
         optimizer.zero_grad()
