@@ -41,6 +41,8 @@ SCORES: dict[str, list[dict[str, Any]]] = {
     "mahalanobis, code": [{"kind": "mahalanobis", "features": CODE}],
     "mahalanobis, texture": [{"kind": "mahalanobis", "features": TEXTURE}],
     "neighbours, code": [{"kind": "neighbours", "features": CODE}],
+    "neighbours, texture": [{"kind": "neighbours", "features": TEXTURE}],
+    "neighbours, texture, cells of 4": [{"kind": "neighbours", "features": TEXTURE | {"cell": 4, "scales": 1}}],
     "perceptual": [{"kind": "perceptual"}],
     "residual, appearance (a gate's)": [
         {"kind": "appearance", "by": "neighbours", "count": 1, "members": ["l2_mean"]},
@@ -52,11 +54,13 @@ SCORES: dict[str, list[dict[str, Any]]] = {
         {"kind": "statistics", "optical_density": True, "colour": True},
     ],
 }
+MEDIANS = (3, 5)
+"""Sides of the filter over the residual's map."""
 
 
-def package_of(scores: list[dict[str, Any]]) -> ModelPackage:
-    """An untrained VAE with these scores, fitted on crops."""
-    task = Anomaly.model_validate({"kind": "anomaly", "scores": scores})
+def package_of(scores: list[dict[str, Any]], filtered: int | None = None) -> ModelPackage:
+    """An untrained VAE with these scores, fitted on crops. filtered: side of a median filter over its maps."""
+    task = Anomaly.model_validate({"kind": "anomaly", "scores": scores, "median": filtered})
     gaussian = any(score["kind"] == "nll" for score in scores)
     package = untrained(task, VAESettings(decoder="gaussian" if gaussian else "point"), 3)
     pixels = stained_tissue().pixels
@@ -84,9 +88,9 @@ def ratio(package: ModelPackage, side: int, repeats: int) -> tuple[float, float]
     return median(scored for scored, _ in calls) / pure, 1000 * pure
 
 
-def measure(scores: list[dict[str, Any]], side: int, repeats: int) -> dict[str, float]:
+def measure(scores: list[dict[str, Any]], filtered: int | None, side: int, repeats: int) -> dict[str, float]:
     """`ratio` of an untrained network with these scores."""
-    found, milliseconds = ratio(package_of(scores), side, repeats)
+    found, milliseconds = ratio(package_of(scores, filtered), side, repeats)
     return {"ratio": found, "milliseconds": milliseconds}
 
 
@@ -106,9 +110,11 @@ def main() -> None:
     fitting.HEAD_STEPS = 2
     rows = []
     lines = Lines(arguments.json)
-    for name, scores in SCORES.items():
+    cases: list[tuple[str, list[dict[str, Any]], int | None]] = [(name, of, None) for name, of in SCORES.items()]
+    cases += [(f"residual l2, median of {side} x {side}", SCORES["residual l2"], side) for side in MEDIANS]
+    for name, scores, filtered in cases:
         run = {"score": name, "side": arguments.side}
-        found = lines.made(run, partial(measure, scores, arguments.side, arguments.repeats))
+        found = lines.made(run, partial(measure, scores, filtered, arguments.side, arguments.repeats))
         rows.append((name, f"{found['ratio']:.2f}", f"{found['milliseconds']:.0f}"))
     print(table(("score", "whole / network alone", "network alone, ms"), rows))
 

@@ -99,7 +99,9 @@ class FeatureMap(nn.Module):
 
     def forward(self, x: Tensor, said: Output) -> Tensor:
         found = self.features(x, said.latent).float()
-        return enlarged(self.distance(found), self.features.factors(x, found), x)
+        with torch.autocast(x.device.type, enabled=False):  # a whitening takes small differences of large numbers
+            away = self.distance(found)
+        return enlarged(away, self.features.factors(x, found), x)
 
 
 class MahalanobisDistance(nn.Module):

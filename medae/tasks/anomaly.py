@@ -12,6 +12,7 @@ from medae.errors import UnfitImage, UsageError
 from medae.image import Image
 from medae.preparation import Prepared
 from medae.scores import ELBO, NLL, SSIM, Found, MapScore, Residual, ScoreConfig
+from medae.scores.median import median_filter
 from medae.scores.regions import regions
 from medae.scores.residual import SIGMA_AT_64
 from medae.settings import Settings
@@ -158,12 +159,7 @@ class Anomaly(Task):
         return made[0] if len(made) == 1 else np.concatenate(made)
 
     def _filtered(self, map_: NDArray[Any]) -> NDArray[Any]:
-        if self.median is None:
-            return map_
-        from scipy.ndimage import median_filter
-
-        filtered: NDArray[Any] = median_filter(map_, (1, 1, self.median, self.median), mode="nearest")
-        return filtered
+        return map_ if self.median is None else median_filter(map_, self.median)
 
     def answer(self, decided: NDArray[Any], prepared: Prepared) -> Image:
         shown = decided[:1]
