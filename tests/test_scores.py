@@ -286,19 +286,6 @@ def test_other_scores_count_among_the_numbers_of_an_image() -> None:
     assert np.isfinite(with_l2(0))
 
 
-def test_an_image_is_not_its_own_neighbour() -> None:
-    score = Statistics(by="neighbours", count=1)
-    images = [smooth(seed).pixels for seed in range(8)]
-    fitted_parts = {f"scores.statistics.{name}": part for name, part in score.fit(images).items()}
-    known = [score.value(Found({}, image, None, fitted_parts, {})) for image in images]
-    others = {f"scores.statistics.{name}": part for name, part in score.fit(images[1:]).items()}
-    assert min(known) > 0.1
-    scale = fitted_parts["scores.statistics.deviation"] / others["scores.statistics.deviation"]
-    assert known[0] == pytest.approx(
-        score.value(Found({}, images[0], None, others, {})), rel=abs(scale - 1).max() + 0.1
-    )
-
-
 def test_ranks_go_on_rising_beyond_the_references() -> None:
     quantiles = np.linspace(2, 4, 129)
     assert [rank(score, quantiles) for score in (2, 3, 4)] == pytest.approx([0, 0.5, 1])

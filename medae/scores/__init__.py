@@ -12,6 +12,7 @@ from medae.scores.likelihood import ELBO, KL, NLL, CodeLikelihood, Variance, Var
 from medae.scores.observed import PerceptualMap, Restoration
 from medae.scores.residual import SSIM, Residual
 from medae.scores.statistics import Profile, Statistics, StatisticScore
+from medae.scores.tissue import Patterns, Stain
 
 ScoreConfig = Annotated[
     Residual
@@ -29,6 +30,8 @@ ScoreConfig = Annotated[
     | Statistics
     | Profile
     | Appearance
+    | Stain
+    | Patterns
     | RankAverage,
     Field(discriminator="kind"),
 ]
@@ -48,6 +51,7 @@ __all__ = [
     "MapScore",
     "Neighbours",
     "ObservedScore",
+    "Patterns",
     "PerceptualMap",
     "Profile",
     "RankAverage",
@@ -55,6 +59,7 @@ __all__ = [
     "Restoration",
     "Score",
     "ScoreConfig",
+    "Stain",
     "StatisticScore",
     "Statistics",
     "Texture",

@@ -32,8 +32,12 @@ JOINT = ("statistics_mahalanobis", "statistics_neighbours")
 THUMBNAIL = 32
 """Pixels along a side of the images that principal components are made of, at most."""
 COMPONENTS = (16, 64)
+SHRINKAGE = 0.05
+"""Of the covariance of an image's numbers, towards equal variances."""
 _NEIGHBOURS = 5
 _NEIGHBOUR_COMPONENTS = 32
+_LEAST = 1e-4
+"""Of a distance, in standard deviations."""
 
 IMAGES = (
     *(f"pca_residual_{count}" for count in COMPONENTS),
@@ -139,7 +143,7 @@ class Gaussian:
         """least: of a standard deviation."""
         mean, deviation = rows.mean(0), np.maximum(rows.std(0), least)
         scaled = (rows - mean) / deviation
-        return cls(mean, deviation, whitening_of(scaled, shrinkage=0.05), scaled)
+        return cls(mean, deviation, whitening_of(scaled, SHRINKAGE), scaled)
 
     def scaled(self, row: NDArray[np.float64]) -> NDArray[np.float64]:
         """In standard deviations from the mean."""
@@ -228,3 +232,17 @@ def nearest(row: NDArray[np.float64], rows: NDArray[np.float64], count: int) -> 
     squares = np.square(rows - row).sum(-1)
     count = min(count, len(squares))
     return float(np.sqrt(np.partition(squares, count - 1)[:count]).mean())
+
+
+def outlier_factor(row: NDArray[np.float64], rows: NDArray[np.float64], count: int) -> float:
+    """`nearest` by the mean of what it is for those rows themselves: 1 is as lonely as they are."""
+    squares = np.square(rows - row).sum(-1)
+    around = np.argsort(squares, kind="stable")[:count]
+    theirs = [_lonely(rows[at], rows, count) for at in around]
+    return nearest(row, rows, count) / max(float(np.mean(theirs)), _LEAST)
+
+
+def _lonely(row: NDArray[np.float64], rows: NDArray[np.float64], count: int) -> float:
+    """Of one of the rows, leaving out itself and what is equal."""
+    others = rows[np.square(rows - row).sum(-1) > _LEAST**2]
+    return nearest(row, others, count) if len(others) else _LEAST

@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from medae.scores.base import Found, Score
-from medae.scores.baselines import Gaussian, nearest
+from medae.scores.baselines import SHRINKAGE, Gaussian, nearest, outlier_factor, whitening_of
 
 DARKEST = 1 / 256
 """No light at all would have an infinite optical density."""
@@ -18,8 +18,7 @@ STEADY = 0.01
 LEAST = 1e-6
 """Of a score, before its logarithm is taken."""
 SAME = 1e-4
-"""Standard deviations: a normal image nearer than this is the image itself, which is not its own neighbour. So training
-images, of which ensembles take their ranks, are as far away as new ones are."""
+"""Standard deviations: a normal image whose own numbers are nearer than this is the image itself."""
 
 
 class StatisticScore(Score, ABC):
@@ -29,9 +28,15 @@ class StatisticScore(Score, ABC):
 
     by: Literal["mahalanobis", "neighbours"] = "mahalanobis"
     """Squared Mahalanobis distance by how many numbers there are (1 is usual), or the mean distance to the nearest
-    normal images, each number in units of its standard deviation."""
+    normal images, each number in units of its standard deviation. An image among these is scored as if it had not
+    been (leave-one-out), so that ranks and references of normal images are those of new ones."""
     count: PositiveInt = 5
     """How many neighbours."""
+    whiten: bool = False
+    """Of neighbours: distances along the directions in which normal images vary, each in its own units."""
+    relative: bool = False
+    """Of neighbours: distances by those of the neighbours to theirs (local outlier factor, Breunig 2000,
+    https://doi.org/10.1145/342009.335388): a kind of image that is rare or varied among normal ones is no anomaly."""
     members: tuple[str, ...] = ()
     """Names of single scores whose logarithms are numbers of the image, too: one distance for all of them."""
 
@@ -42,14 +47,35 @@ class StatisticScore(Score, ABC):
     def default_name(self) -> str:
         return self.kind
 
+    @model_validator(mode="after")
+    def _of_neighbours(self) -> Self:
+        if self.by != "neighbours" and (self.whiten or self.relative):
+            raise ValueError("whiten and relative are of neighbours; say by: neighbours")
+        return self
+
     def value(self, found: Found) -> float:
         parts = found.parts(self.key)
-        away = (self._row(found.pixels, found.values) - parts["mean"]) / parts["deviation"]
+        row = self._row(found.pixels, found.values)
+        away = (row - parts["mean"]) / parts["deviation"]
         if self.by == "neighbours":
-            rows = parts["rows"].astype(np.float64)
-            others = rows[np.abs(rows - away).max(1) > SAME]
-            return nearest(away, others, self.count) if len(others) else 0.0
+            return self._from_nearest(away, parts["rows"].astype(np.float64), STEADY / parts["deviation"])
         return float(np.square(parts["whitening"] @ away).mean())
+
+    def _from_nearest(self, away: NDArray[np.float64], rows: NDArray[np.float64], steady: NDArray[np.float64]) -> float:
+        """away, rows: in the units of the fit, which are made anew of the rows that are not the image itself.
+
+        That is told by its own numbers: what a network says of it may differ in its last digits.
+        """
+        own = len(away) - len(self.members)
+        others = rows[np.abs(rows[:, :own] - away[:own]).max(1) > SAME]
+        if not len(others):
+            return 0.0
+        mean, deviation = others.mean(0), np.maximum(others.std(0), steady)
+        others, away = (others - mean) / deviation, (away - mean) / deviation
+        if self.whiten:
+            whitening = whitening_of(others, SHRINKAGE)
+            others, away = others @ whitening.T, whitening @ away
+        return (outlier_factor if self.relative else nearest)(away, others, self.count)
 
     def fit(
         self, images: Sequence[NDArray[Any]], values: Sequence[Mapping[str, float]] = ()
@@ -90,10 +116,7 @@ class Statistics(StatisticScore):
         values = np.asarray(pixels_CSRW, np.float32)
         rows = self._energies(values[::2] - values[1:2]) if self.colour and len(values) == 3 else []
         if self.optical_density:
-            values = np.maximum(values, 0)
-            values *= np.float32(1 - DARKEST)
-            values += np.float32(DARKEST)
-            np.negative(np.log(values, out=values), out=values)
+            values = densities(values)
         if self.intensity:
             count = values[0].size
             mean = values.sum(-1).sum((1, 2), dtype=np.float64) / count
@@ -146,6 +169,15 @@ class Profile(StatisticScore):
 
         stain: NDArray[np.float64] = rgb2hed(np.clip(np.moveaxis(channels_CRW, 0, 2), 0, 1))[..., 0]
         return stain
+
+
+def densities(light: NDArray[Any]) -> NDArray[np.float32]:
+    """Optical densities of what is 1 where nothing is in the way."""
+    values: NDArray[np.float32] = np.maximum(light, 0, dtype=np.float32)
+    values *= np.float32(1 - DARKEST)
+    values += np.float32(DARKEST)
+    np.negative(np.log(values, out=values), out=values)
+    return values
 
 
 def _energies(values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
