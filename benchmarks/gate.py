@@ -137,7 +137,7 @@ def nuclei(data: Path, work: Path, seed: int) -> Bench:
             "network": {"kind": "unet", "features": [16, 32, 64], "strides": [2, 2], "dropout": 0.1},
             "objectives": [{"kind": "dice_ce"}],
             "augment": {"flip": ["rows", "columns"], "rot90": True, "intensity": {}, "noise": {}},
-            "gate": {"steps": 500},
+            "gate": {"steps": 500, "shape": False},
             "training": _training(seed, steps=500, patch=[96, 96]),
         }
     )
@@ -179,7 +179,7 @@ def hippocampus(data: Path, work: Path, seed: int) -> Bench:
             "network": {"kind": "unet", "dims": 3, "features": [8, 16, 32], "strides": [2, 2], "dropout": 0.1},
             "objectives": [{"kind": "dice_ce"}],
             "augment": {"intensity": {"gain": 0.3, "offset": 0.3, "gamma": 0}, "noise": {"level": 0.1}},
-            "gate": {"steps": 400},
+            "gate": {"steps": 400, "shape": False},
             "training": _training(seed, steps=400, patch=[32, 48, 32]) | {"batch_size": 2},
         }
     )

@@ -33,7 +33,7 @@ from medae.metrics.fidelity import psnr, ssim
 from medae.networks import Autoencoder, ConvAutoencoderSettings
 from medae.objectives import MSE, Loss, ObjectiveSettings, Perceptual
 
-PATCH, BATCH = 48, 4
+PATCH, BATCH, RATE = 48, 4, 1e-3
 SLIDE = re.compile(r"CRC-Prim-HE-(\d\d)")
 HELD_OUT = ("08", "09", "10")
 """Slides of Kather's; the others train. Tiles that do not name theirs are left out."""
@@ -79,11 +79,11 @@ def trained(
     rng = np.random.default_rng(seed)
     device = choose_device("auto")
     network = ConvAutoencoderSettings(features=(16, 32, 64), bottleneck=16).build(3, 3).to(device)
-    loss, optimizer = Loss(objectives).to(device), torch.optim.Adam(network.parameters(), lr=3e-3)
+    loss, optimizer = Loss(objectives).to(device), torch.optim.Adam(network.parameters(), lr=RATE)
     network.train()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * 0.5 * (1 + np.cos(np.pi * step / steps))
+            group["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * step / steps))
         x = torch.from_numpy(np.stack([_patch(pictures, rng) for _ in range(BATCH)])).to(device)
         total, _ = loss(network.autoencode(x), x, step / steps)
         optimizer.zero_grad()
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="VGG16's, in torchvision's format; without: fixed filters")
     parser.add_argument("--picture", type=Path, help="where the reconstructions are drawn")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
-    parser.add_argument("--steps", type=int, default=800, help="of each training")
+    parser.add_argument("--steps", type=int, default=4000, help="of each training")
     arguments = parser.parse_args()
     pictures = kather(arguments.kather) if arguments.kather else tissue()
     numbers, shown = compare(pictures, arguments.weights, steps=arguments.steps, seeds=arguments.seeds)

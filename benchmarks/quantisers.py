@@ -6,8 +6,8 @@ comes with scikit-image: 32 x 32 pixels of the upper part of one stained picture
 test. `pneumoniamnist` (Yang 2023, doi:10.1038/s41597-022-01721-8) is grey: 28 pixels, mirrored to 32, its own parts.
 `nothing` is the network without a quantiser.
 
-Entries used are counted on the test images, for tissue on all its tiles at every fourth pixel: an entry that stands for
-something rare needs many images to be seen (the paper of `fsq` counts over 50,000).
+Entries used are counted on all 5,856 images of PneumoniaMNIST, and on all tiles of tissue's test part at every fourth
+pixel: an entry that stands for something rare needs many images to be seen (the paper of `fsq` counts over 50,000).
 
     python -m benchmarks.quantisers [--pneumonia FOLDER] [--seeds 0 1 2] [--features 16 32] [--json results.jsonl]
 """
@@ -116,7 +116,8 @@ def pneumonia(folder: Path) -> Images:
         parts = [arrays[f"{part}_images"].reshape(-1, 1, 28, 28) for part in ("train", "val", "test")]
     mirrored = [np.pad(part, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect") for part in parts]
     train, validation, test = (torch.from_numpy(part.astype(np.float32) / 255) for part in mirrored)
-    return Images(lambda rng: train[torch.from_numpy(rng.integers(len(train), size=BATCH))], validation, test, test)
+    every = torch.cat([train, validation, test])
+    return Images(lambda rng: train[torch.from_numpy(rng.integers(len(train), size=BATCH))], validation, test, every)
 
 
 def network_with(name: str, seed: int, features: Sequence[int], channels: int) -> nn.Module:

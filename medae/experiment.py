@@ -236,6 +236,13 @@ class Experiment(Settings):
                 "augment.stain takes RGB pictures apart into stains, so preparation.channels must be 3 and "
                 "preparation.intensity full_range"
             )
+        if self.augment.colour is not None and self.preparation.channels != 3:
+            raise ValueError("augment.colour turns the colours of RGB pictures, so preparation.channels must be 3")
+        if self.augment.invert is not None and self.preparation.intensity.kind == "zscore":
+            raise ValueError(
+                "augment.invert is 1 - value, and preparation.intensity zscore has no such range: take full_range, "
+                "window or percentile"
+            )
         if "slices" in self.augment.flip and self.network.dims == 2:
             raise ValueError("augment.flip: a 2-D network sees no slices to reverse; leave `slices` out")
         return self

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from medae.data.augment import Affine, AugmentSettings, Blur, Intensity, Noise, Pair, Stain
+from medae.data import augment
+from medae.data.augment import Affine, AugmentSettings, Blur, Colour, Intensity, Invert, Noise, Pair, Stain
 from medae.errors import SettingsError
 
 EVERYTHING = AugmentSettings(
@@ -12,6 +13,8 @@ EVERYTHING = AugmentSettings(
     rot90=True,
     affine=Affine(probability=1),
     stain=Stain(probability=1),
+    colour=Colour(probability=1),
+    invert=Invert(probability=1),
     intensity=Intensity(probability=1),
     blur=Blur(probability=1),
     noise=Noise(probability=1),
@@ -155,6 +158,37 @@ def test_stain_jitter_is_made_of_stains_and_nearly_nothing_at_no_strength():
         assert abs(offset) < 0.021
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_colour_jitter_leaves_greys_alone_and_turns_colours_by_no_more_than_it_says(shape):
+    image = sample(shape).image
+    settings = Colour(hue_degrees=25, saturation=0.4)
+    for seed in range(20):
+        made = settings.apply(Pair(image, None), rng(seed)).image
+        assert made.dtype == np.float32
+        np.testing.assert_allclose(made.mean(0), image.mean(0), atol=1e-6)
+        before, after = (values - values.mean(0) for values in (image, made))
+        lengths = np.linalg.norm(after, axis=0) / np.linalg.norm(before, axis=0)
+        assert 0.6 - 1e-4 < lengths.min() <= lengths.max() < 1.4 + 1e-4
+        np.testing.assert_allclose(lengths, lengths.mean(), rtol=1e-3)
+        cosine = (before * after).sum(0) / (np.linalg.norm(before, axis=0) * np.linalg.norm(after, axis=0))
+        assert (cosine > np.cos(np.radians(25.5))).all()
+
+
+def test_a_third_of_a_turn_of_colours_passes_the_channels_on():
+    image = sample().image
+    turned = np.tensordot(augment._turn_of_colours(2 * np.pi / 3, 1.0), image, 1)
+    np.testing.assert_allclose(turned, image[[2, 0, 1]], atol=1e-6)
+    grey = np.tensordot(augment._turn_of_colours(1.0, 0.0), image, 1)
+    np.testing.assert_allclose(grey, np.broadcast_to(image.mean(0), image.shape), atol=1e-6)
+
+
+def test_inverted_twice_is_as_it_was():
+    image = sample().image
+    once = Invert().apply(Pair(image, None), rng()).image
+    np.testing.assert_allclose(once + image, 1, atol=1e-6)
+    np.testing.assert_allclose(Invert().apply(Pair(once, None), rng()).image, image, atol=1e-6)
+
+
 def test_intensity_is_monotonous_and_within_its_settings():
     ramp = np.linspace(0, 1, 101, dtype=np.float32).reshape(1, 1, -1)
     for seed in range(30):
@@ -184,6 +218,8 @@ def test_probability_is_a_share():
 def test_what_cannot_be_done_is_said():
     with pytest.raises(SettingsError, match="1 channel"):
         AugmentSettings(stain=Stain(probability=1))(sample((1, 8, 8)), rng())
+    with pytest.raises(SettingsError, match=r"colour jitter .* 1 channel"):
+        AugmentSettings(colour=Colour(probability=1))(sample((1, 8, 8)), rng())
     with pytest.raises(SettingsError, match="slices"):
         AugmentSettings(flip=("slices",))(sample((1, 8, 8)), rng())
 

@@ -99,6 +99,8 @@ REFUSED = [
     (changed(DENOISING, data=PAIRS), "leave out data.targets or it"),
     (changed(DENOISING, preparation={"channels": 3, "intensity": {"kind": "zscore"}}), "zscore has no such range"),
     (changed(SEGMENTATION, preparation={"channels": 1}, augment={"stain": {}}), "preparation.channels must be 3"),
+    (changed(SEGMENTATION, preparation={"channels": 1}, augment={"colour": {}}), "preparation.channels must be 3"),
+    (changed(SEGMENTATION, preparation={"intensity": {"kind": "zscore"}}, augment={"invert": {}}), "1 - value"),
     (changed(SEGMENTATION, augment={"flip": ["slices"]}), "a 2-D network sees no slices"),
     (changed(SEGMENTATION, network={"kind": "segnet", "decoder": "gaussian"}), "labels need network.decoder point"),
     (

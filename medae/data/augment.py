@@ -108,6 +108,30 @@ class Stain(Sometimes):
         return _both(sample, change)
 
 
+class Colour(Sometimes):
+    """Another hue and more or less of it: RGB turned about the axis of greys, in the prepared range."""
+
+    hue_degrees: float = Field(default=20, ge=0, le=180)
+    """At most so far to either side."""
+    saturation: float = Field(default=0.3, ge=0, le=1)
+    """Multiplied by 1 +- saturation; 1 reaches from greys to twice the colour."""
+
+    def apply(self, sample: Pair, rng: np.random.Generator) -> Pair:
+        if len(sample.image) != 3:
+            raise SettingsError(f"colour jitter is for RGB pictures, this sample has {len(sample.image)} channel(s)")
+        angle = np.radians(rng.uniform(-self.hue_degrees, self.hue_degrees))
+        factor = rng.uniform(1 - self.saturation, 1 + self.saturation)
+        matrix = _turn_of_colours(float(angle), float(factor))
+        return _both(sample, lambda values: np.tensordot(matrix, values, 1))
+
+
+class Invert(Sometimes):
+    """1 - value: dark on light becomes light on dark. For values in 0..1."""
+
+    def apply(self, sample: Pair, rng: np.random.Generator) -> Pair:
+        return _both(sample, lambda values: 1 - values)
+
+
 class Blur(Sometimes):
     """Gaussian, in the plane of rows and columns."""
 
@@ -144,14 +168,16 @@ class AugmentSettings(Settings):
     """Turned by a random multiple of 90 degrees in the plane of rows and columns; of 180 where it is not square."""
     affine: Affine | None = None
     stain: Stain | None = None
+    colour: Colour | None = None
+    invert: Invert | None = None
     intensity: Intensity | None = None
     blur: Blur | None = None
     noise: Noise | None = None
 
     def __call__(self, sample: Pair, rng: np.random.Generator) -> Pair:
-        """Raises SettingsError for stain jitter on anything but three channels, and for slices of a 2-D sample."""
+        """Raises SettingsError for stain or colour jitter on anything but RGB, and for slices of a 2-D sample."""
         sample = self._turned(sample, rng)
-        for step in (self.affine, self.stain, self.intensity, self.blur, self.noise):
+        for step in (self.affine, self.stain, self.colour, self.invert, self.intensity, self.blur, self.noise):
             if step is not None and rng.random() < step.probability:
                 sample = step.apply(sample, rng)
         return sample
@@ -177,6 +203,14 @@ def _both(sample: Pair, change: Any) -> Pair:
     if target is not None and target.dtype.kind == "f":
         target = change(target)
     return Pair(change(sample.image), target)
+
+
+def _turn_of_colours(angle: float, factor: float) -> NDArray[np.float32]:
+    """(3, 3): Rodrigues' rotation about (1, 1, 1), then the distance to the grey of the same mean times `factor`."""
+    grey = np.full((3, 3), 1 / 3)
+    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    turn = np.cos(angle) * (np.eye(3) - grey) + np.sin(angle) * across
+    return np.asarray(grey + factor * turn, np.float32)
 
 
 @cache
