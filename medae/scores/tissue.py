@@ -53,7 +53,7 @@ class Haematoxylin(StatisticScore):
         some = _thinned(pixels_CSRW)
         stain = haematoxylin(some) if len(some) == 3 else densities(some).mean(0, dtype=np.float64)
         *levels, densest = np.percentile(stain, LEVELS)
-        return np.array(levels) / max(densest, PALE)
+        return np.array(levels, np.float64) / max(float(densest), PALE)
 
 
 class Patterns(StatisticScore):
