@@ -79,6 +79,17 @@ def test_a_large_image_is_encoded_in_tiles_as_it_is_whole(name: str, dims: int, 
         assert torch.equal(whole.indices, tiled.indices)
 
 
+@pytest.mark.parametrize("score", [{"kind": "perceptual"}, {"kind": "restoration"}])
+def test_scores_that_look_farther_do_not_change_the_latent(score: dict[str, Any], monkeypatch: Any) -> None:
+    plain = package("gaussian", features=(4,))
+    scored = package("gaussian", task=Anomaly.model_validate({"kind": "anomaly", "scores": [score]}), features=(4,))
+    image = picture(70, 61)
+    monkeypatch.setattr(space_module, "plan_tiles", partial(plan_tiles, tile_voxels=2000))
+    z = LatentSpace(scored, "cpu").encode(image).point().z
+    assert z.shape == (1, 3, 35, 31)
+    assert torch.equal(z, LatentSpace(plain, "cpu").encode(image).point().z)
+
+
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_decoding_the_latent_is_what_the_network_answers(name: str) -> None:
     space = LatentSpace(package(name), "cpu")
