@@ -246,6 +246,19 @@ def test_what_makes_no_sense_is_refused() -> None:
         interpolate(LatentSpace(segnet, "cpu"), picture(), picture())
 
 
+def test_sizes_and_steps_that_make_no_sense_are_refused() -> None:
+    space = LatentSpace(package("gaussian"), "cpu")
+    with pytest.raises(UsageError, match="prior's grid, 2 x 3 codes: leave the size out"):
+        sample(LatentSpace(with_untrained_prior("codes"), "cpu"), size=(40, 40))
+    with pytest.raises(LimitExceeded, match="1000000 x 1000000 is larger than 2097152 voxels"):
+        sample(space, size=(1_000_000, 1_000_000))
+    for wrong in (np.nan, np.inf, 0, -1):
+        with pytest.raises(UsageError, match="temperature is a number above 0"):
+            sample(space, size=(8, 8), temperature=wrong)
+        with pytest.raises(UsageError, match="standard deviations above 0"):
+            traverse(space, picture(), span=wrong)
+
+
 # ---- units
 
 
