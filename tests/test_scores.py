@@ -400,6 +400,7 @@ def test_cards_of_format_1_are_read() -> None:
         ([{"kind": "residual"}, {"kind": "residual"}], "two scores are called l2_mean"),
         ([{"kind": "statistics"}], "must have a map"),
         ([{"kind": "residual"}, {"kind": "rank_average", "members": ["l2_mean", "x"]}], "x is none of"),
+        ([{"kind": "nll"}, {"kind": "statistics", "members": ["nll_mean"]}], "nll_mean, a log density itself, can be"),
     ],
 )
 def test_scores_that_do_not_hold_together_are_refused(scores: list[dict[str, Any]], said: str) -> None:
@@ -430,10 +431,26 @@ def test_a_score_that_the_network_cannot_have_is_refused() -> None:
 
 
 def test_a_score_of_what_was_not_trained_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    experiment([SCORES["l2"]], VAE, [{"kind": "mse"}])
+    network = {"kind": "conv_autoencoder"}
+    experiment([SCORES["l2"]], network, [{"kind": "mse"}])
     assert not caplog.text
-    experiment([SCORES["l2"]], VAE, [{"kind": "ssim"}])
+    experiment([SCORES["l2"]], network, [{"kind": "ssim"}])
     assert "l2_mean does not measure what ssim trains" in caplog.text
+
+
+@pytest.mark.parametrize("score", ["l2", "variance_head", "elbo", "restoration"])
+def test_residuals_of_a_network_trained_on_features_are_warned_of(score: str, caplog: pytest.LogCaptureFixture) -> None:
+    told = {"kind": score} if score != "l2" else SCORES["l2"]
+    kl = {"kind": "kl"}
+    experiment([told], VAE, [{"kind": "mse"}, kl])
+    assert not caplog.text
+    experiment([told], VAE, [{"kind": "perceptual"}, kl])
+    assert "does not measure what perceptual trains" in caplog.text
+
+
+def test_a_foreground_that_nothing_is_in_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"no intensity is above .* and below .*: exchange both"):
+        Anomaly.model_validate({"kind": "anomaly", "foreground": {"above": 0.9, "below": 0.1}})
 
 
 def test_the_union_knows_every_score() -> None:
