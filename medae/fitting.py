@@ -92,7 +92,10 @@ def _prepared(package: ModelPackage, images: Iterable[Image]) -> list[NDArray[np
         if len(found) == MOST_IMAGES:
             break
     if len(found) < 2:
-        raise UsageError("scores are fitted on normal training images, and there are none; name the package's data")
+        raise UsageError(
+            f"scores are fitted on 2 normal training images or more, and {len(found)} can be used; name the "
+            "package's data"
+        )
     return found
 
 
