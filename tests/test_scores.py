@@ -14,7 +14,7 @@ from medae.backends.torch import network_of
 from medae.calibration import Calibration
 from medae.errors import PackageError, SettingsError, UnfitImage
 from medae.experiment import Experiment
-from medae.fitting import fit_scores
+from medae.fitting import _patches, fit_scores
 from medae.image import Geometry, Image
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
@@ -222,6 +222,15 @@ def test_a_restoration_takes_away_what_the_network_does_not_make() -> None:
         network = network_of(package).eval()
         weights = {name: values.clone() for name, values in network.state_dict().items()}
     assert all(torch.equal(weights[name], values) for name, values in network.state_dict().items())
+
+
+def test_a_variance_head_sees_patches_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medae.fitting.HEAD_PATCHES", 12)
+    package = untrained_package(Anomaly(), VAE)
+    volumes = [np.full((1, 10, 24, 20 + number), number, np.float32) for number in range(4)]
+    seen = list(_patches(package, volumes, torch.device("cpu"), np.random.default_rng(0)))
+    assert {x.shape for x in seen} == {(1, 1, 24, 20)} and len(seen) == 12
+    assert {int(x.max()) for x in seen} == {0, 1, 2, 3}
 
 
 def test_a_variance_head_learns_where_residuals_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
