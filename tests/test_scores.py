@@ -473,3 +473,9 @@ def test_whitening_is_that_of_the_covariance() -> None:
     white = whitening_of(rows, 0.0)
     for place in range(3):
         np.testing.assert_allclose(white[place].T @ white[place] @ np.cov(rows[place].T), np.eye(4), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_fewer_rows_than_features_have_a_whitening(scale: float) -> None:
+    rows = scale * np.random.default_rng(0).normal(size=(10, 64))
+    assert np.isfinite(whitening_of(rows - rows.mean(0), 0.0)).all()
