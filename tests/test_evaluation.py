@@ -10,8 +10,8 @@ import pytest
 from medae.data import Case, LoadedCase, Sample
 from medae.data.corruption import GaussianNoise
 from medae.errors import SettingsError, UnfitImage, UsageError
-from medae.evaluation import damaged, evaluate, headline, measure
-from medae.evaluation.detection import baselines_from
+from medae.evaluation import CaseResult, damaged, evaluate, headline, measure
+from medae.evaluation.detection import baselines_from, detection, verdict
 from medae.evaluation.reading import normal_images
 from medae.image import Geometry, Image
 from medae.io.answer import Label
@@ -302,3 +302,10 @@ def test_a_training_image_that_cannot_be_read_costs_the_baselines_only_itself(tm
     fitted = baselines_from(normal_images(data))
     assert fitted is not None and len(fitted.statistics.rows) == len(train) - 1
     assert f"case {broken} (train) is left out" in caplog.text
+
+
+def test_one_kind_of_abnormal_image_is_judged_once():
+    rows = [CaseResult(str(n), "ink" if n < 5 else "normal", {"s": float(n)}) for n in range(20)]
+    two = [*rows, CaseResult("20", "fold", {"s": 30.0})]
+    assert len(verdict(["s"], detection(["s"], rows))) == 1
+    assert [said.split()[3] for said in verdict(["s"], detection(["s"], two))] == ["abnormal", "ink"]

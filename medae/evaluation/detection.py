@@ -83,7 +83,8 @@ def verdict(keys: Sequence[str], found: Mapping[str, Any]) -> list[str]:
     """What a reader must not overlook: scores below chance, and baselines that do as well without learning."""
     said: list[str] = []
     key = keys[0]
-    for group, numbers in found.items():
+    # where there is one kind of abnormal image, it is all of them
+    for group, numbers in found.items() if len(found) > 2 else [("all", found["all"])]:
         what = "abnormal images" if group == "all" else group
         score = numbers[key]["auroc"]
         if score is None:
