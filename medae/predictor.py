@@ -13,7 +13,7 @@ from medae.backends import Backend, open_backend
 from medae.errors import UnfitImage, UsageError
 from medae.gate import Gate, Seen, doubt_of
 from medae.image import Image
-from medae.metrics.doubt import COMBINED, OF_GATE, SOFT_DICE, SoftDice
+from medae.metrics.doubt import COMBINED, OF_GATE, OF_SOFT_DICE, SoftDice
 from medae.package import Card, ModelPackage
 from medae.preparation import Prepared
 from medae.tasks import Anomaly, Segmentation, TaskConfig
@@ -108,7 +108,7 @@ class Predictor:
             return {}
         score = seen.score(self.package.gate)
         doubts = {} if score is None else {OF_GATE: score}
-        return doubts if self._doubt is None else doubts | {COMBINED: self._doubt(score, scores[SOFT_DICE])}
+        return doubts if self._doubt is None else doubts | {COMBINED: self._doubt(score, scores[OF_SOFT_DICE])}
 
     def _answer(
         self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
@@ -123,7 +123,7 @@ class Predictor:
         answer = card.task.answer(decided, prepared)
         scores = card.task.measure(decided, answer, prepared, self.package.weights)
         if sure is not None:
-            scores[SOFT_DICE] = sure.disagreement
+            scores[OF_SOFT_DICE] = sure.disagreement
         return Prediction(
             task=card.task.kind,
             image=answer,

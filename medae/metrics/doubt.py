@@ -16,7 +16,7 @@ from pydantic import PositiveFloat, PositiveInt
 from medae.metrics.selection import UNCERTAINTY
 from medae.settings import Settings
 
-SOFT_DICE, OF_GATE, COMBINED = f"{UNCERTAINTY}soft_dice", f"{UNCERTAINTY}gate", f"{UNCERTAINTY}combined"
+OF_SOFT_DICE, OF_GATE, COMBINED = f"{UNCERTAINTY}soft_dice", f"{UNCERTAINTY}gate", f"{UNCERTAINTY}combined"
 """Names among the scores of an answer."""
 FEWEST = 5
 """Images; fewer do not say how far the usual ones spread."""
