@@ -13,7 +13,7 @@ from medae.checks import facts_of
 from medae.data.seen import picture_of_labels
 from medae.errors import InputError
 from medae.image import Image
-from medae.metrics.doubt import Doubt, Usual
+from medae.metrics.doubt import OF_SOFT_DICE, Doubt, Usual
 from medae.package import ModelPackage
 from medae.tasks import Anomaly, Segmentation
 from medae.verdict import GateLimits, Reason, Verdict
@@ -105,11 +105,14 @@ class Gate:
 
 def doubt_of(package: ModelPackage) -> Doubt | None:
     """What says how uncertain an answer is by gate and soft Dice together; None where the package does not know the
-    usual of both."""
-    if package.gate is None or package.gate.calibration is None or package.card.soft_dice is None:
+    usual of both. That of soft Dice is of the gate's reference images or, where it was not measured on them, of the
+    images that the card names."""
+    calibration = None if package.gate is None else package.gate.calibration
+    if calibration is None:
         return None
-    usual = Usual.of(package.gate.calibration.deciding.values)
-    return None if usual is None else Doubt(usual, package.card.soft_dice)
+    gate, measured = Usual.of(calibration.deciding.values), calibration.references.get(OF_SOFT_DICE)
+    soft_dice = package.card.soft_dice if measured is None else Usual.of(measured.values)
+    return None if gate is None or soft_dice is None else Doubt(gate, soft_dice)
 
 
 def _probability(scored: Scored) -> float:

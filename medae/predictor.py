@@ -36,7 +36,8 @@ class Prediction:
     in the input's place and with its source."""
     scores: dict[str, float]
     provenance: dict[str, Any]
-    """Package name, version, digest; calibration version; medae, back end, device, threads."""
+    """Package name, version, digest; versions of its calibration and of those of its gate and model of shapes; medae,
+    back end, device, threads."""
     percentile: float | None = None
     """0..100, of the score among the calibration's references."""
     p_value: float | None = None
@@ -171,10 +172,10 @@ class Predictor:
     @property
     def provenance(self) -> dict[str, Any]:
         """Who answers: enough to make the same answer again."""
-        card, calibration = self.package.card, self.package.calibration
+        card = self.package.card
         return {
             "package": {"name": card.name, "version": card.version, "digest": self.package.digest},
-            "calibration": calibration.version if calibration else None,
+            **self.package.calibrations,
             "medae": medae.__version__,
             "backend": self._backend.name,
             "device": self._backend.device,
