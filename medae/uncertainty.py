@@ -59,10 +59,9 @@ class RepeatedPredictor(Predictor):
         limits: GateLimits = USUAL,
     ) -> None:
         """members: other models of the same task, for `ensemble`. Raises UsageError for what does not fit."""
-        super().__init__(package, device=device, limits=limits)
         _require_fit(package, ways, members)
+        super().__init__(package, device=device, soft_dice=BY_SOFT_DICE in ways, limits=limits)
         self._ways = tuple(dict.fromkeys(ways))
-        self._soft_dice = self._soft_dice or BY_SOFT_DICE in ways
         self._members = [Predictor(member, device=device, gated=False) for member in members]
         self._drawn = []
         if "dropout" in self._ways:

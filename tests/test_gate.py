@@ -199,6 +199,7 @@ def test_the_service_says_it_and_the_caller_decides(package: ModelPackage, root:
         asked = {"headers": {"Accept": "application/json"}, "files": {"file": ("x", body)}}
         answer = client.post("/v1/segment", **asked)
         assert answer.json()["gate"] == expected.model_dump(mode="json")
+        assert answer.json()["scores"] == pytest.approx(Predictor(package)(read_image(body)).scores)
         assert answer.headers["X-Medae-Gate"] == expected.verdict
         strict = client.post("/v1/segment?gate_review=0.99&gate_reject=0.99", **asked)
         lenient = client.post("/v1/segment?gate_review=0", **asked)

@@ -24,6 +24,7 @@ from medae.metrics.doubt import COMBINED, OF_SOFT_DICE, Usual
 from medae.package import ModelPackage
 from medae.predictor import Predictor
 from medae.preparation import Preparation
+from medae.scores import Residual
 from medae.tasks import Anomaly, Restoration, Segmentation
 from medae.uncertainty import RepeatedPredictor
 from tests.conftest import SEGNET, untrained_package
@@ -56,7 +57,8 @@ def gated(home: Path, task: Segmentation | Restoration | None = None) -> ModelPa
     segments = task is None
 
     def inside(name: str, **more: Any) -> ModelPackage:
-        package = named(untrained_package(Anomaly(), AUTOENCODER, Preparation()), name)
+        task = Anomaly(scores=(Residual(two_sided=True),))
+        package = named(untrained_package(task, AUTOENCODER, Preparation()), name)
         seen = Seen(of=data, references=110, **more)
         return package.retold(experiment={"data": seen.model_dump(mode="json")})
 
@@ -122,7 +124,7 @@ def test_the_references_are_the_scores_of_these_images(package: ModelPackage, tm
     images = of_site(tmp_path / "site")
     assert here.gate is not None and here.gate.calibration is not None
     references = here.gate.calibration.references
-    assert set(references) == {"l2_mean", OF_SOFT_DICE}
+    assert {name: each.two_sided for name, each in references.items()} == {"l2_mean": True, OF_SOFT_DICE: False}
     of_gate = Predictor(here.gate)
     assert references["l2_mean"].values == pytest.approx(sorted(of_gate(image).scores["l2_mean"] for image in images))
     sure = RepeatedPredictor(replace(package, gate=None, shape=None), ["soft_dice"])

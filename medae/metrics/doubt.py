@@ -39,7 +39,7 @@ class SoftDice:
     @property
     def disagreement(self) -> float:
         """0..1."""
-        return 1 - 2 * self._both / self._sums if self._sums > 0 else 0.0
+        return float(1 - 2 * self._both / self._sums) if self._sums > 0 else 0.0
 
 
 class Usual(Settings):
