@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medae.scores.statistics import StatisticScore, densities
+from medae.scores.statistics import StatisticScore, densities, haematoxylin
 
 LEVELS = (5, 25, 50, 75, 95)
 """Per cent of the voxels below: how much of a channel is how dense."""
@@ -16,6 +16,8 @@ MOST = 2**16
 """Voxels that tell the densities; more are thinned evenly."""
 FAINT = 0.02
 """Where the logarithms of densities begin."""
+PALE = 0.002
+"""Of haematoxylin, of which a nucleus has 0.05 to 0.1: the densest of an image has at least so much."""
 
 
 class Stain(StatisticScore):
@@ -29,13 +31,29 @@ class Stain(StatisticScore):
 
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """The numbers."""
-        flat = pixels_CSRW.reshape(len(pixels_CSRW), -1)
-        found = densities(flat[:, :: -(-flat.shape[1] // MOST)]).astype(np.float64)
+        found = densities(_thinned(pixels_CSRW)).astype(np.float64)
         quantiles = np.log(np.maximum(np.percentile(found, LEVELS, axis=1), 0) + FAINT)
         away = found - found.mean(1, keepdims=True)
         unit = away / np.maximum(np.sqrt(np.square(away).sum(1, keepdims=True)), 1e-12)
         together = [float(unit[one] @ unit[other]) for one, other in combinations(range(len(unit)), 2)]
         return np.concatenate([quantiles.ravel(), np.arctanh(np.clip(together, -0.999, 0.999))])
+
+
+class Haematoxylin(StatisticScore):
+    """Of slides in bright field, in 0..1: how much of the image holds how much of the nuclei's stain.
+
+    Its quantiles by the densest, and so the same however strongly a slide is stained: pale or filled between the
+    nuclei, few nuclei or many. Of images that are not RGB, those of the mean optical density over channels.
+    """
+
+    kind: Literal["haematoxylin"] = "haematoxylin"
+
+    def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
+        """The numbers, 0..1."""
+        some = _thinned(pixels_CSRW)
+        stain = haematoxylin(some) if len(some) == 3 else densities(some).mean(0, dtype=np.float64)
+        *levels, densest = np.percentile(stain, LEVELS)
+        return np.array(levels, np.float64) / max(float(densest), PALE)
 
 
 class Patterns(StatisticScore):
@@ -57,3 +75,9 @@ class Patterns(StatisticScore):
             inner = codes[:, reach:-reach, reach:-reach].astype(np.intp)
             shares.append(np.bincount(inner.ravel(), minlength=points + 2) / grey.size)
         return np.sqrt(np.concatenate(shares))
+
+
+def _thinned(pixels_CSRW: NDArray[Any]) -> NDArray[Any]:
+    """(C, n), evenly, at most MOST."""
+    flat = pixels_CSRW.reshape(len(pixels_CSRW), -1)
+    return flat[:, :: -(-flat.shape[1] // MOST)]
