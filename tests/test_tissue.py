@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from skimage.feature import local_binary_pattern
 from sklearn.neighbors import LocalOutlierFactor
 
-from medae.scores import Found, Patterns, Stain, Statistics
+from medae.scores import Found, Haematoxylin, Patterns, Stain, Statistics
 from medae.scores.baselines import outlier_factor
 from medae.scores.statistics import DARKEST, StatisticScore
 from medae.scores.tissue import CIRCLES, LEVELS
 
 WAYS: list[dict[str, Any]] = [{}, {"whiten": True}, {"relative": True}, {"whiten": True, "relative": True}]
-KINDS = [Statistics, Stain, Patterns]
+KINDS = [Statistics, Stain, Haematoxylin, Patterns]
 
 
 def tissue(seed: int, shape: tuple[int, ...] = (3, 1, 37, 52), nuclei: float = 0.1) -> np.ndarray:
@@ -99,6 +99,47 @@ def test_stain_is_quantiles_of_density_and_how_channels_go_together() -> None:
     np.testing.assert_allclose(np.tanh(found[15:]), together, atol=1e-5)
     blank = Stain().of_image(np.ones((3, 1, 9, 7), np.float32))
     assert np.isfinite(blank).all() and np.isfinite(Stain().of_image(np.zeros((1, 2, 9, 7), np.float32))).all()
+
+
+def stained(amount: np.ndarray) -> np.ndarray:
+    """Light (3, *amount.shape) through so much haematoxylin (an optical density of .65, .7 and .29 for 1)."""
+    return np.exp(-np.multiply.outer([0.65, 0.70, 0.29], amount)).astype(np.float32)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**16), st.floats(0.3, 3), st.floats(0, 0.5))
+def test_haematoxylin_is_quantiles_by_the_densest_however_strongly_it_is_stained(
+    seed: int, strength: float, eosin: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    amount = rng.uniform(0.2, 1, (2, 19, 23))
+    found = Haematoxylin().of_image(stained(strength * amount))
+    *levels, densest = np.percentile(amount, LEVELS)
+    np.testing.assert_allclose(found, np.array(levels) / densest, atol=1e-4)
+    rows, columns = rng.permutation(19), rng.permutation(23)
+    np.testing.assert_allclose(Haematoxylin().of_image(stained(amount)[:, :, rows][..., columns]), found, atol=1e-4)
+    pink = np.exp(-eosin * np.array([0.07, 0.99, 0.11]))[:, None, None, None]
+    np.testing.assert_allclose(Haematoxylin().of_image(stained(strength * amount) * pink), found, atol=1e-3)
+
+
+def test_haematoxylin_rises_as_what_lies_between_nuclei_fills() -> None:
+    nuclei = np.random.default_rng(0).random((1, 27, 27)) < 0.2
+    filled = [Haematoxylin().of_image(stained(np.where(nuclei, 1, ground))) for ground in (0, 0.2, 0.4, 0.8)]
+    assert np.all(np.diff(filled, axis=0) > 0.1) and np.allclose(filled[0], 0, atol=1e-3)
+
+
+def test_without_colour_haematoxylin_is_the_density_of_what_is_there() -> None:
+    amount = np.random.default_rng(0).uniform(0.2, 1, (1, 19, 23))
+    grey = np.exp(-amount)[None].astype(np.float32)
+    *levels, densest = np.percentile(amount, LEVELS)
+    np.testing.assert_allclose(Haematoxylin().of_image(grey), np.array(levels) / densest, atol=0.01)
+
+
+@pytest.mark.parametrize("light", [0, 1])
+def test_blank_black_and_nearly_blank_images_have_numbers(light: int) -> None:
+    assert np.isfinite(Haematoxylin().of_image(np.full((3, 1, 9, 7), light, np.float32))).all()
+    pale = 1 - 1e-4 * np.random.default_rng(0).random((3, 1, 9, 7)).astype(np.float32)
+    assert Haematoxylin().of_image(pale).max() < 0.01, "noise is no nucleus"
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 31, 44), (1, 3, 25, 18)], ids=["picture", "volume"])

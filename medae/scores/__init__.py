@@ -12,7 +12,7 @@ from medae.scores.likelihood import ELBO, KL, NLL, CodeLikelihood, Variance, Var
 from medae.scores.observed import PerceptualMap, Restoration
 from medae.scores.residual import SSIM, Residual
 from medae.scores.statistics import Profile, Statistics, StatisticScore
-from medae.scores.tissue import Patterns, Stain
+from medae.scores.tissue import Haematoxylin, Patterns, Stain
 
 ScoreConfig = Annotated[
     Residual
@@ -31,6 +31,7 @@ ScoreConfig = Annotated[
     | Profile
     | Appearance
     | Stain
+    | Haematoxylin
     | Patterns
     | RankAverage,
     Field(discriminator="kind"),
@@ -47,6 +48,7 @@ __all__ = [
     "CodeLikelihood",
     "Evidence",
     "Found",
+    "Haematoxylin",
     "Mahalanobis",
     "MapScore",
     "Neighbours",

@@ -166,10 +166,15 @@ class Profile(StatisticScore):
         if self.of == "grey" or len(channels_CRW) != 3:
             grey: NDArray[np.float64] = channels_CRW.mean(0)
             return grey
-        from skimage.color import rgb2hed
+        return haematoxylin(channels_CRW)
 
-        stain: NDArray[np.float64] = rgb2hed(np.clip(np.moveaxis(channels_CRW, 0, 2), 0, 1))[..., 0]
-        return stain
+
+def haematoxylin(light: NDArray[Any]) -> NDArray[np.float64]:
+    """(3, ...) RGB in 0..1 -> (...), at least 0: how much of the blue stain of nuclei (Ruifrok and Johnston 2001)."""
+    from skimage.color import rgb2hed
+
+    stain: NDArray[np.float64] = rgb2hed(np.clip(np.moveaxis(light, 0, -1), 0, 1))[..., 0]
+    return stain
 
 
 def densities(light: NDArray[Any]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medae.scores.statistics import StatisticScore, densities
+from medae.scores.statistics import StatisticScore, densities, haematoxylin
 
 LEVELS = (5, 25, 50, 75, 95)
 """Per cent of the voxels below: how much of a channel is how dense."""
@@ -22,6 +22,8 @@ TELLING = 2**14
 """Voxels whose patterns are counted; of more, every so many rows: neighbours have much the same pattern."""
 PARTS = 2**10
 """Of the way from voxel to voxel, in which a point's place is told: values are whole numbers, and ties are exact."""
+PALE = 0.002
+"""Of haematoxylin, of which a nucleus has 0.05 to 0.1: the densest of an image has at least so much."""
 
 
 class Stain(StatisticScore):
@@ -35,13 +37,29 @@ class Stain(StatisticScore):
 
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """The numbers."""
-        flat = pixels_CSRW.reshape(len(pixels_CSRW), -1)
-        found = densities(flat[:, :: -(-flat.shape[1] // MOST)]).astype(np.float64)
+        found = densities(_thinned(pixels_CSRW)).astype(np.float64)
         quantiles = np.log(np.maximum(np.percentile(found, LEVELS, axis=1), 0) + FAINT)
         away = found - found.mean(1, keepdims=True)
         unit = away / np.maximum(np.sqrt(np.square(away).sum(1, keepdims=True)), 1e-12)
         together = [float(unit[one] @ unit[other]) for one, other in combinations(range(len(unit)), 2)]
         return np.concatenate([quantiles.ravel(), np.arctanh(np.clip(together, -0.999, 0.999))])
+
+
+class Haematoxylin(StatisticScore):
+    """Of slides in bright field, in 0..1: how much of the image holds how much of the nuclei's stain.
+
+    Its quantiles by the densest, and so the same however strongly a slide is stained: pale or filled between the
+    nuclei, few nuclei or many. Of images that are not RGB, those of the mean optical density over channels.
+    """
+
+    kind: Literal["haematoxylin"] = "haematoxylin"
+
+    def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
+        """The numbers, 0..1."""
+        some = _thinned(pixels_CSRW)
+        stain = haematoxylin(some) if len(some) == 3 else densities(some).mean(0, dtype=np.float64)
+        *levels, densest = np.percentile(stain, LEVELS)
+        return np.array(levels, np.float64) / max(float(densest), PALE)
 
 
 class Patterns(StatisticScore):
@@ -104,3 +122,9 @@ def _between(
     for term in terms[1:]:
         value += term
     return value
+
+
+def _thinned(pixels_CSRW: NDArray[Any]) -> NDArray[Any]:
+    """(C, n), evenly, at most MOST."""
+    flat = pixels_CSRW.reshape(len(pixels_CSRW), -1)
+    return flat[:, :: -(-flat.shape[1] // MOST)]
