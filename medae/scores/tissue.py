@@ -78,7 +78,9 @@ class Patterns(StatisticScore):
         every = -(-grey.size // TELLING)
         rows = np.arange(padded.size // padded.shape[2]).reshape(padded.shape[:2])[:, reach:-reach].ravel()
         lines, told = padded.reshape(-1, padded.shape[2]), rows[every // 2 :: every]
-        return np.sqrt(np.concatenate([_shares(lines, told, reach, *circle) for circle in CIRCLES]))
+        shares = np.concatenate([_shares(lines, told, reach, *circle) for circle in CIRCLES])
+        result: NDArray[np.float64] = np.sqrt(shares)
+        return result
 
 
 def _shares(
