@@ -31,6 +31,7 @@ from medae.tasks import Anomaly
 from medae.tiles import plan_tiles, read_tile
 
 CODE, TEXTURE = {"kind": "code"}, {"kind": "texture"}
+RELATIVE = {"by": "neighbours", "relative": True}
 SCORES: dict[str, list[dict[str, Any]]] = {
     "residual l2": [{"kind": "residual"}],
     "residual l2, top 20 %": [{"kind": "residual", "reducer": {"kind": "top_percent", "percent": 20}}],
@@ -52,6 +53,15 @@ SCORES: dict[str, list[dict[str, Any]]] = {
         {"kind": "rank_average", "members": ["l2_top_percent", "statistics"]},
         {"kind": "residual", "reducer": {"kind": "top_percent", "percent": 20}},
         {"kind": "statistics", "optical_density": True, "colour": True},
+    ],
+    "residual, stain": [{"kind": "stain"} | RELATIVE, {"kind": "residual"}],
+    "residual, patterns": [{"kind": "patterns"} | RELATIVE, {"kind": "residual"}],
+    "residual, statistics, stain, patterns, their ranks (Kather's)": [
+        {"kind": "rank_average", "members": ["statistics", "stain", "patterns"]},
+        {"kind": "statistics", "whiten": True} | RELATIVE,
+        {"kind": "stain"} | RELATIVE,
+        {"kind": "patterns"} | RELATIVE,
+        {"kind": "residual"},
     ],
 }
 MEDIANS = (3, 5)

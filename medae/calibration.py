@@ -122,7 +122,7 @@ class Calibration(Settings):
     score: str
     """Which of the scores decides."""
     references: dict[str, References]
-    """Of each of the model's scores, by name."""
+    """Of each of the model's scores, by name; of a gate also of the soft Dice of the model that it watches."""
     map_maximum: PositiveFloat = 1.0
     """The fixed upper end of the scale on which maps are drawn and stored as fractions."""
     images: str = ""

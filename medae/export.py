@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medae.errors import OutputError, UsageError
-from medae.package import GATE, PRIOR, SHAPE, WEIGHTS, ModelPackage, load, shipped
+from medae.package import CALIBRATION, GATE, PRIOR, SHAPE, WEIGHTS, ModelPackage, load, shipped
 
 _TAG_LENGTH = 63  # of a name and of a version in BentoML's store
-_FILES = ("card.json", WEIGHTS, PRIOR, "calibration.json", "README.md")
+_FILES = ("card.json", WEIGHTS, PRIOR, CALIBRATION, "README.md")
 
 
 @dataclass(frozen=True)

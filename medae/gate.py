@@ -13,7 +13,7 @@ from medae.checks import facts_of
 from medae.data.seen import picture_of_labels
 from medae.errors import InputError
 from medae.image import Image
-from medae.metrics.doubt import Doubt, Usual
+from medae.metrics.doubt import COMBINED, OF_GATE, OF_SOFT_DICE, Doubt, Usual
 from medae.package import ModelPackage
 from medae.tasks import Anomaly, Segmentation
 from medae.verdict import GateLimits, Reason, Verdict
@@ -57,6 +57,8 @@ class Gate:
     """That carries it; its weights are not needed."""
     at_image: Look | None
     at_shape: Look | None
+    doubt: Doubt | None = None
+    """As `doubt_of` says; it needs the soft Dice of the answer."""
 
     def look(self, image: Image) -> Seen:
         """At an input, before its answer; of several volumes, the strangest counts.
@@ -77,6 +79,14 @@ class Gate:
             found += [self._shape(answer.volume(number), limits) for number in range(answer.volumes)]
         percentile = None if seen.scored is None else seen.scored.percentile
         return Verdict.of(dict.fromkeys(reason for reason in found if reason is not None), percentile)
+
+    def doubts(self, seen: Seen, scores: Mapping[str, float]) -> dict[str, float]:
+        """The score of the gate, where it could take the image, and the doubt of gate and soft Dice together, where the
+        package knows the usual of both. scores: of the answer."""
+        assert self.package.gate is not None, "this is it"
+        score = seen.score(self.package.gate)
+        doubts = {} if score is None else {OF_GATE: score}
+        return doubts if self.doubt is None else doubts | {COMBINED: self.doubt(score, scores[OF_SOFT_DICE])}
 
     def _look(self, image: Image) -> Seen:
         gate = self.package.gate
@@ -105,11 +115,14 @@ class Gate:
 
 def doubt_of(package: ModelPackage) -> Doubt | None:
     """What says how uncertain an answer is by gate and soft Dice together; None where the package does not know the
-    usual of both."""
-    if package.gate is None or package.gate.calibration is None or package.card.soft_dice is None:
+    usual of both. That of soft Dice is of the gate's reference images or, where it was not measured on them, of the
+    images that the card names."""
+    calibration = None if package.gate is None else package.gate.calibration
+    if calibration is None:
         return None
-    usual = Usual.of(package.gate.calibration.deciding.values)
-    return None if usual is None else Doubt(usual, package.card.soft_dice)
+    gate, measured = Usual.of(calibration.deciding.values), calibration.references.get(OF_SOFT_DICE)
+    soft_dice = package.card.soft_dice if measured is None else Usual.of(measured.values)
+    return None if gate is None or soft_dice is None else Doubt(gate, soft_dice)
 
 
 def _probability(scored: Scored) -> float:

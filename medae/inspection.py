@@ -36,15 +36,23 @@ def describe(thing: str) -> dict[str, Any]:
 
 
 def describe_package(package: ModelPackage) -> dict[str, Any]:
-    """Its card without the experiment, its digest, its size and what it was calibrated on."""
-    calibration = package.calibration
+    """Its card without the experiment, its digest, its size and what it and the packages inside were calibrated on."""
     return {
         "what": "model package",
         "digest": package.digest,
         **package.card.model_dump(mode="json", exclude={"experiment"}),
         "parameters": int(sum(np.size(weights) for weights in package.weights.values())),
-        "calibration": None if calibration is None else {"version": calibration.version, "score": calibration.score},
+        "calibration": _calibration(package),
+        "gate_calibration": _calibration(package.gate),
+        "shape_calibration": _calibration(package.shape),
     }
+
+
+def _calibration(package: ModelPackage | None) -> dict[str, Any] | None:
+    if package is None or (calibration := package.calibration) is None:
+        return None
+    count = len(calibration.deciding.values)
+    return {"version": calibration.version, "score": calibration.score, "references": count}
 
 
 def describe_image(image: Image) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -24,8 +25,10 @@ from medae.settings import Settings, SettingsT, validate_settings
 from medae.tasks import Segmentation, TaskConfig
 from medae.tiles import ReceptiveField
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 2
-WEIGHTS, PRIOR = "weights.safetensors", "prior.safetensors"
+WEIGHTS, PRIOR, CALIBRATION = "weights.safetensors", "prior.safetensors", "calibration.json"
 ZOO = Path(__file__).parent / "zoo"
 GATE, SHAPE = "gate", "shape"
 """Folders of the packages inside a package."""
@@ -110,6 +113,15 @@ class ModelPackage:
         _require_match(calibration, self.digest)
         return replace(self, calibration=calibration)
 
+    @property
+    def calibrations(self) -> dict[str, str | None]:
+        """The versions of its calibration and of those inside it, as a provenance names them."""
+        parts = {"calibration": self, "gate_calibration": self.gate, "shape_calibration": self.shape}
+        return {
+            name: part.calibration.version if part is not None and part.calibration is not None else None
+            for name, part in parts.items()
+        }
+
     def gated(self, gate: "ModelPackage", shape: "ModelPackage | None" = None) -> Self:
         """The same model with a gate, and so with another card and digest; a calibration is lost with the old one."""
         digests = {"gate_sha256": _sha256(gate.card_json), "shape_sha256": shape and _sha256(shape.card_json)}
@@ -143,20 +155,31 @@ class ModelPackage:
         if self.prior is not None:
             files[PRIOR] = _weights_bytes(self.prior)
         if self.calibration is not None:
-            files["calibration.json"] = _json_bytes(self.calibration)
-        for part, inner in ((GATE, self.gate), (SHAPE, self.shape)):
-            if inner is not None:
-                files |= {f"{part}/{name}": content for name, content in inner._files().items()}
+            files[CALIBRATION] = _json_bytes(self.calibration)
+        for part, inner in self._inside().items():
+            files |= {f"{part}/{name}": content for name, content in inner._files().items()}
         return files
 
+    def _inside(self) -> "dict[str, ModelPackage]":
+        """Folder -> the package there."""
+        return {part: inner for part, inner in ((GATE, self.gate), (SHAPE, self.shape)) if inner is not None}
+
     def save_calibration(self, folder: Path) -> None:
-        """Write calibration.json alone beside the card and weights that are there. Raises OutputError."""
-        assert self.calibration is not None, "there is one to save"
-        write_files([AnswerFile("calibration.json", "application/json", _json_bytes(self.calibration))], folder)
+        """Write its calibrations and those inside it, all or none, beside the cards and weights that are there; the
+        file of one that it does not have is taken away. Raises OutputError."""
+        parts = {CALIBRATION: self} | {f"{part}/{CALIBRATION}": inner for part, inner in self._inside().items()}
+        made = {name: part.calibration for name, part in parts.items() if part.calibration is not None}
+        write_files([AnswerFile(name, "application/json", _json_bytes(each)) for name, each in made.items()], folder)
+        for name in parts.keys() - made.keys():
+            try:
+                (folder / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(f"{folder / name}: cannot be taken away ({error.strerror}); do so yourself") from None
 
     @classmethod
-    def load(cls, folder: Path, *, calibrated: bool = True) -> Self:
-        """Read and verify a package; not its calibration, where that is to be made again.
+    def load(cls, folder: Path, *, recalibrating: bool = False) -> Self:
+        """Read and verify a package. recalibrating: its calibrations are to be made again, so that one that does not
+        hold is left out, of the packages inside it too.
 
         Raises UnknownModel for no package, PackageError for one that does not hold.
         """
@@ -166,23 +189,36 @@ class ModelPackage:
         card = _parse(folder / "card.json", card_json, Card)
         prior = None if card.prior_sha256 is None else _verified(folder / PRIOR, card.prior_sha256)
         package = cls(card, _verified(folder / WEIGHTS, card.weights_sha256), card_json, prior=prior)
-        if calibrated and (folder / "calibration.json").is_file():
-            path = folder / "calibration.json"
-            calibration = _parse(path, _read(path), Calibration)
-            _require_match(calibration, package.digest)
-            package = package.calibrated(calibration)
-        gate, shape = _inner(folder / GATE, card.gate_sha256), _inner(folder / SHAPE, card.shape_sha256)
-        return replace(package, gate=gate, shape=shape)
+        return replace(
+            package,
+            calibration=_calibration(folder / CALIBRATION, package.digest, recalibrating),
+            gate=_inner(folder / GATE, card.gate_sha256, recalibrating),
+            shape=_inner(folder / SHAPE, card.shape_sha256, recalibrating),
+        )
 
 
-def _inner(folder: Path, digest: str | None) -> ModelPackage | None:
+def _calibration(path: Path, digest: str, recalibrating: bool) -> Calibration | None:
+    if not path.is_file():
+        return None
+    try:
+        calibration = _parse(path, _read(path), Calibration)
+        _require_match(calibration, digest)
+    except PackageError as error:
+        if not recalibrating:
+            raise
+        logger.warning("a calibration is left out: %s", error)
+        return None
+    return calibration
+
+
+def _inner(folder: Path, digest: str | None, recalibrating: bool) -> ModelPackage | None:
     """The package inside another one, which names it. Raises PackageError where it is another or has one itself."""
     if digest is None:
         if folder.exists():
             raise PackageError(f"{folder}: card.json does not name it; copy the package again, or take it away")
         return None
     try:
-        package = ModelPackage.load(folder)
+        package = ModelPackage.load(folder, recalibrating=recalibrating)
     except UnknownModel:
         raise PackageError(f"{folder}: card.json names it and it is not there; copy the package again") from None
     if _sha256(package.card_json) != digest:

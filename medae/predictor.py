@@ -1,6 +1,6 @@
 """Predictor: Image -> Prediction. The one inference path of evaluation, training, command line, service and batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Self
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 import medae
 from medae.backends import Backend, open_backend
 from medae.errors import UnfitImage, UsageError
-from medae.gate import Gate, Seen, doubt_of
+from medae.gate import Gate, doubt_of
 from medae.image import Image
-from medae.metrics.doubt import COMBINED, OF_GATE, SOFT_DICE, SoftDice
+from medae.metrics.doubt import OF_SOFT_DICE, SoftDice
 from medae.package import Card, ModelPackage
 from medae.preparation import Prepared
 from medae.tasks import Anomaly, Segmentation, TaskConfig
@@ -36,7 +36,8 @@ class Prediction:
     in the input's place and with its source."""
     scores: dict[str, float]
     provenance: dict[str, Any]
-    """Package name, version, digest; calibration version; medae, back end, device, threads."""
+    """Package name, version, digest; versions of its calibration and of those of its gate and model of shapes; medae,
+    back end, device, threads."""
     percentile: float | None = None
     """0..100, of the score among the calibration's references."""
     p_value: float | None = None
@@ -47,9 +48,9 @@ class Prediction:
     gate: Verdict | None = None
     """Whether the input is one that the model knows; None where the package has no gate."""
 
-    def judged(self, verdict: Verdict) -> Self:
-        """The same answer with what the gate says of its input."""
-        return replace(self, gate=verdict)
+    def judged(self, verdict: Verdict, doubts: Mapping[str, float]) -> Self:
+        """The same answer with what the gate says of its input, and the doubts that follow from it."""
+        return replace(self, gate=verdict, scores={**self.scores, **doubts})
 
 
 class Predictor:
@@ -63,17 +64,18 @@ class Predictor:
         device: str = "auto",
         tile_voxels: int | None = None,
         gated: bool = True,
+        soft_dice: bool = False,
         limits: GateLimits = USUAL,
     ) -> None:
-        """gated: False leaves the package's gate to the caller. limits: when the gate warns, unless a call says."""
+        """gated: False leaves the package's gate to the caller. soft_dice: a segmentation says how sure it is, even
+        without a gate that needs it. limits: when the gate warns, unless a call says."""
         self.package = package
         self._backend = backend or open_backend(package, device)
         self._tile_voxels = tile_voxels
         self._limits = limits
         self.gate = gate_of(package, device) if gated else None
         """What looks at its inputs; None where there is none."""
-        self._doubt = doubt_of(package) if gated else None
-        self._soft_dice = self._doubt is not None
+        self._soft_dice = soft_dice or (self.gate is not None and self.gate.doubt is not None)
 
     def __call__(
         self,
@@ -97,18 +99,8 @@ class Predictor:
             return self._answer(image, threshold, probabilities, progress)
         seen = self.gate.look(image)
         prediction = self._answer(image, threshold, probabilities, progress)
-        scores = prediction.scores | self._doubts(seen, prediction.scores)
-        judged = prediction.judged(self.gate.judge(seen, prediction.image, gate or self._limits))
-        return replace(judged, scores=scores)
-
-    def _doubts(self, seen: Seen, scores: dict[str, float]) -> dict[str, float]:
-        """The score of the gate, where it could take the image, and the doubt of gate and soft Dice together, where the
-        package knows the usual of both."""
-        if self.package.gate is None:
-            return {}
-        score = seen.score(self.package.gate)
-        doubts = {} if score is None else {OF_GATE: score}
-        return doubts if self._doubt is None else doubts | {COMBINED: self._doubt(score, scores[SOFT_DICE])}
+        verdict = self.gate.judge(seen, prediction.image, gate or self._limits)
+        return prediction.judged(verdict, self.gate.doubts(seen, prediction.scores))
 
     def _answer(
         self, image: Image, threshold: float | None, probabilities: bool, progress: Progress | None
@@ -123,7 +115,7 @@ class Predictor:
         answer = card.task.answer(decided, prepared)
         scores = card.task.measure(decided, answer, prepared, self.package.weights)
         if sure is not None:
-            scores[SOFT_DICE] = sure.disagreement
+            scores[OF_SOFT_DICE] = sure.disagreement
         return Prediction(
             task=card.task.kind,
             image=answer,
@@ -178,10 +170,10 @@ class Predictor:
     @property
     def provenance(self) -> dict[str, Any]:
         """Who answers: enough to make the same answer again."""
-        card, calibration = self.package.card, self.package.calibration
+        card = self.package.card
         return {
             "package": {"name": card.name, "version": card.version, "digest": self.package.digest},
-            "calibration": calibration.version if calibration else None,
+            **self.package.calibrations,
             "medae": medae.__version__,
             "backend": self._backend.name,
             "device": self._backend.device,
@@ -254,7 +246,7 @@ def gate_of(package: ModelPackage, device: str = "auto") -> Gate | None:
     if package.gate is None:
         return None
     shape = Predictor(package.shape, device=device) if package.shape is not None else None
-    return Gate(package, Predictor(package.gate, device=device), shape)
+    return Gate(package, Predictor(package.gate, device=device), shape, doubt_of(package))
 
 
 def _hear(sure: SoftDice | None, task: TaskConfig, labels: NDArray[Any], output: NDArray[Any]) -> None:

@@ -29,8 +29,8 @@ from medae.predictor import USUAL, Prediction, Predictor, Progress
 from medae.tasks import Anomaly, Segmentation
 from medae.verdict import GateLimits
 
-SOFT_DICE = "soft_dice"
-WAYS = (SOFT_DICE, "flips", "dropout", "ensemble")
+BY_SOFT_DICE = "soft_dice"
+WAYS = (BY_SOFT_DICE, "flips", "dropout", "ensemble")
 
 DRAWS = 8
 """Answers with dropout."""
@@ -59,10 +59,9 @@ class RepeatedPredictor(Predictor):
         limits: GateLimits = USUAL,
     ) -> None:
         """members: other models of the same task, for `ensemble`. Raises UsageError for what does not fit."""
-        super().__init__(package, device=device, limits=limits)
         _require_fit(package, ways, members)
+        super().__init__(package, device=device, soft_dice=BY_SOFT_DICE in ways, limits=limits)
         self._ways = tuple(dict.fromkeys(ways))
-        self._soft_dice = self._soft_dice or SOFT_DICE in ways
         self._members = [Predictor(member, device=device, gated=False) for member in members]
         self._drawn = []
         if "dropout" in self._ways:
@@ -84,7 +83,7 @@ class RepeatedPredictor(Predictor):
         first = prediction.image.pixels
         segments = isinstance(self.package.card.task, Segmentation)
         scores: dict[str, float] = {}
-        for way in (way for way in self._ways if way != SOFT_DICE):
+        for way in (way for way in self._ways if way != BY_SOFT_DICE):
             others = list(self._again(way, image, threshold))
             answers = others if way == "dropout" else [first, *others]
             scores[score_name(way)] = disagreement(answers) if segments else deviation(answers)
@@ -152,8 +151,8 @@ def _require_fit(package: ModelPackage, ways: Sequence[str], members: Sequence[M
         raise UsageError(f"uncertainty by {unknown[0]!r} is not known; by {', '.join(WAYS)}")
     if isinstance(task, Anomaly):
         raise UsageError("an anomaly score says itself how unusual an image is; uncertainty is for segment and restore")
-    if SOFT_DICE in ways and not isinstance(task, Segmentation):
-        raise UsageError(f"{SOFT_DICE} is of labels and their probabilities; this model does {task.kind}")
+    if BY_SOFT_DICE in ways and not isinstance(task, Segmentation):
+        raise UsageError(f"{BY_SOFT_DICE} is of labels and their probabilities; this model does {task.kind}")
     if ("ensemble" in ways) != bool(members):
         raise UsageError("an ensemble needs other models, and other models an ensemble: give both or none")
     for member in members:

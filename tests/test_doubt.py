@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from medae.image import Image
-from medae.metrics.doubt import FEWEST, SOFT_DICE, Doubt, SoftDice, Usual
+from medae.metrics.doubt import FEWEST, OF_SOFT_DICE, Doubt, SoftDice, Usual
 from medae.predictor import Predictor
 from medae.uncertainty import RepeatedPredictor
 from tests.service_parts import segmenter
@@ -46,10 +46,10 @@ def test_tiles_and_padding_change_nothing() -> None:
     whole = repeated(image, threshold=threshold, probabilities=True)
     assert whole.probabilities is not None
     expected = disagreement(whole.image.pixels[0], whole.probabilities.pixels)
-    assert 0 < expected < 1 and whole.scores[SOFT_DICE] == pytest.approx(expected, abs=1e-6)
+    assert 0 < expected < 1 and whole.scores[OF_SOFT_DICE] == pytest.approx(expected, abs=1e-6)
     repeated._tile_voxels = 40 * 40
-    assert repeated(image, threshold=threshold).scores[SOFT_DICE] == pytest.approx(expected, abs=1e-4)
-    assert SOFT_DICE not in Predictor(segmenter())(image).scores, "nobody asked"
+    assert repeated(image, threshold=threshold).scores[OF_SOFT_DICE] == pytest.approx(expected, abs=1e-4)
+    assert OF_SOFT_DICE not in Predictor(segmenter())(image).scores, "nobody asked"
 
 
 @given(st.lists(positive, min_size=FEWEST, max_size=30), positive, positive)

@@ -14,7 +14,7 @@ from medae.errors import PackageError, UnfitImage
 from medae.experiment import Experiment, GateSettings
 from medae.image import Image
 from medae.io import read_image
-from medae.metrics.doubt import COMBINED, OF_GATE, SOFT_DICE
+from medae.metrics.doubt import COMBINED, OF_GATE, OF_SOFT_DICE
 from medae.package import ModelPackage
 from medae.predictor import Predictor
 from medae.training import train
@@ -79,7 +79,7 @@ def test_the_answer_is_the_same_with_and_without(package: ModelPackage, own: lis
     assert without.gate is None and with_gate.gate is not None
     assert np.array_equal(with_gate.image.pixels, without.image.pixels)
     assert without.scores.items() <= with_gate.scores.items()
-    assert with_gate.scores.keys() - without.scores.keys() == {SOFT_DICE, OF_GATE, COMBINED}
+    assert with_gate.scores.keys() - without.scores.keys() == {OF_SOFT_DICE, OF_GATE, COMBINED}
 
 
 def test_every_answer_says_its_doubt_and_strange_images_are_never_sure(package: ModelPackage, own: list[Image]) -> None:
@@ -199,6 +199,7 @@ def test_the_service_says_it_and_the_caller_decides(package: ModelPackage, root:
         asked = {"headers": {"Accept": "application/json"}, "files": {"file": ("x", body)}}
         answer = client.post("/v1/segment", **asked)
         assert answer.json()["gate"] == expected.model_dump(mode="json")
+        assert answer.json()["scores"] == pytest.approx(Predictor(package)(read_image(body)).scores)
         assert answer.headers["X-Medae-Gate"] == expected.verdict
         strict = client.post("/v1/segment?gate_review=0.99&gate_reject=0.99", **asked)
         lenient = client.post("/v1/segment?gate_review=0", **asked)

@@ -270,6 +270,49 @@ def test_an_older_answer_survives_a_failing_write(tmp_path: Path, monkeypatch: p
     assert [(tmp_path / file.name).read_bytes() for file in FILES] == [file.data for file in FILES]
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
+@pytest.mark.parametrize("place", range(3))
+def test_a_file_that_cannot_be_replaced_leaves_all_as_they_were(
+    links: bool, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others were replaced already, or were not there before."""
+    write_files(FILES[:2], tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in _all_in(tmp_path) if (tmp_path / name).is_file()}
+    real = os.replace
+
+    def refusing(source: Path, target: Path) -> None:
+        if target == tmp_path / FILES[place].name and str(source).endswith(".part"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        real(source, target)
+
+    def unlinked(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "replace", refusing)
+    if not links:
+        monkeypatch.setattr(os, "link", unlinked)
+    with pytest.raises(OutputError, match="Nothing was written"):
+        write_files([file._replace(data=b"new") for file in FILES], tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert _all_in(tmp_path) == ["a_labels.png", "a_restored", "a_restored/0001.dcm"]
+
+
+def test_what_cannot_be_put_back_is_said_and_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(FILES, tmp_path)
+    real, calls = os.replace, []
+
+    def failing(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OutputError, match="could not be put back: old and new"):
+        write_files([file._replace(data=b"new") for file in FILES], tmp_path)
+    assert [(tmp_path / file.name).read_bytes() for file in FILES] == [b"new", FILES[1].data, FILES[2].data]
+
+
 @pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "a/b/c.png", "", ".", "a/../b", "a\\b", "x\0y"])
 def test_names_cannot_leave_the_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="file name with at most one folder"):

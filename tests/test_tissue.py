@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from skimage.feature import local_binary_pattern
 from sklearn.neighbors import LocalOutlierFactor
 
 from medae.scores import Found, Haematoxylin, Patterns, Stain, Statistics
@@ -151,6 +152,37 @@ def test_patterns_are_shares_that_neither_quarter_turns_nor_brightness_change(sh
     np.testing.assert_allclose(Patterns().of_image(pixels + np.float32(40 / 255)), found, atol=1e-6)
     for turned in (np.rot90(pixels, axes=(2, 3)), pixels[..., ::-1], pixels[..., ::-1, :]):
         np.testing.assert_allclose(Patterns().of_image(turned.copy()), found, atol=0.05)
+
+
+def test_patterns_are_those_of_scikit_image_but_for_ties() -> None:
+    grey = np.random.default_rng(2).integers(0, 256, (90, 110))
+    padded = np.pad(grey, 3, mode="symmetric")
+    expected = []
+    for points, radius in CIRCLES:
+        codes = local_binary_pattern(padded, points, radius, "uniform")[3:-3, 3:-3].astype(int)
+        expected.append(np.bincount(codes.ravel(), minlength=points + 2) / grey.size)
+    found = np.square(Patterns().of_image((grey / 255).astype(np.float32)[None, None]))
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=0.003)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 260, 300), (1, 40, 9, 301)], ids=["picture", "many slices"])
+def test_of_many_voxels_every_so_many_rows_have_nearly_the_same_patterns(shape: tuple[int, ...]) -> None:
+    pixels = tissue(3, shape, nuclei=0.3)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("medae.scores.tissue.TELLING", pixels.size)
+        whole = Patterns().of_image(pixels)
+    found = Patterns().of_image(pixels)
+    assert not np.array_equal(found, whole)
+    np.testing.assert_allclose(found, whole, atol=0.03)
+
+
+def test_patterns_of_values_far_from_grey_levels_are_finite_and_do_not_overflow() -> None:
+    pixels = np.random.default_rng(4).standard_normal((1, 1, 40, 40)).astype(np.float32)
+    far = pixels.copy()
+    far[0, 0, 20, 20] = 1e6
+    near, found = Patterns().of_image(np.clip(pixels, -4, 4)), Patterns().of_image(far)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, near, atol=0.06)
 
 
 def test_noise_below_a_step_of_eight_bits_is_no_pattern() -> None:

@@ -46,6 +46,7 @@ def predict_items(
     outcomes: list[Outcome] = []
     with record.recording(out, "predict", digests={"package": predictor.package.digest}) as run:
         run.facts |= {"output": output, "threshold": threshold, "dicom": dicom.texts()}
+        run.facts |= predictor.package.calibrations
         try:
             for (outcome,) in Inline(hand).run(iter(items)):
                 outcomes.append(outcome)

@@ -1,4 +1,4 @@
-"""`medae calibrate` and `medae rescore`: what becomes of an anomaly model after its training."""
+"""`medae calibrate` and `medae rescore`: what becomes of a model after its training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,13 +31,14 @@ def calibrate(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Place an anomaly model's scores among the normal images of a new site; its card and weights stay as they are."""
+    """Place the scores of an anomaly model, or of another model's gate, among the normal images of a new site; no card
+    and no weights change."""
     from medae.evaluation import calibrate
     from medae.package import ModelPackage, folder_of
 
     keep_heap()
     folder = folder_of(package)
-    calibrated = calibrate(ModelPackage.load(folder, calibrated=False), cases, device=device, watch=_say)
+    calibrated = calibrate(ModelPackage.load(folder, recalibrating=True), cases, device=device, watch=_say)
     if out is None:
         calibrated.save_calibration(folder)
     else:
@@ -62,7 +63,7 @@ def rescore(
     from medae.rescoring import rescore
 
     keep_heap()
-    model = ModelPackage.load(folder_of(package), calibrated=False)
+    model = ModelPackage.load(folder_of(package), recalibrating=True)
     require_writable(out)
     made = rescore(model, scores, cases, device=device, watch=_say)
     made.save(out)
@@ -77,15 +78,27 @@ def _say(case: str, reason: str | None) -> None:
 
 
 def _show(package: "ModelPackage", folder: Path, as_json: bool) -> None:
-    calibration = package.calibration
-    assert calibration is not None, "it was made just now"
-    images, rows = len(calibration.deciding.values), _thresholds(calibration)
+    """What it is calibrated on: itself, or its gate and its model of shapes."""
+    parts = {"": package, "gate": package.gate, "shape": package.shape}
+    made = {name: part.calibration for name, part in parts.items() if part is not None and part.calibration is not None}
     if as_json:
-        facts = {"package": str(folder), "digest": package.digest, "calibration": calibration.version, "images": images}
-        print_json(facts | {"thresholds": rows})
+        facts: dict[str, Any] = {"package": str(folder), "digest": package.digest}
+        for name, calibration in made.items():
+            facts |= {name: _facts(calibration)} if name else _facts(calibration)
+        print_json(facts)
         return
-    typer.echo(f"{folder}: calibration {calibration.version} on {images} images")
-    for row in rows:
+    for name, calibration in made.items():
+        _tell(folder / name, calibration)
+
+
+def _facts(calibration: "Calibration") -> dict[str, Any]:
+    images = len(calibration.deciding.values)
+    return {"calibration": calibration.version, "images": images, "thresholds": _thresholds(calibration)}
+
+
+def _tell(folder: Path, calibration: "Calibration") -> None:
+    typer.echo(f"{folder}: calibration {calibration.version} on {len(calibration.deciding.values)} images")
+    for row in _thresholds(calibration):
         low = "" if row["low"] is None else f"below {row['low']:.4g} or "
         typer.echo(
             f"  false alarms {row['rate']:.0%} (in truth {row['band'][0]:.1%} to {row['band'][1]:.1%}): "

@@ -115,6 +115,7 @@ def evaluate(
     predictor = package if isinstance(package, Predictor) else Predictor(package)
     task = predictor.package.card.task
     with recording(out, "evaluate", digests={"package": predictor.package.digest}) as run:
+        run.facts |= predictor.package.calibrations
         results: list[CaseResult] = []
         gallery, voxels, code = Gallery(predictor.package), Voxels(), _code_report(predictor.package)
         fitted = _baselines(predictor.package) if isinstance(task, Anomaly) else None

@@ -84,7 +84,7 @@ def verdict(keys: Sequence[str], found: Mapping[str, Any]) -> list[str]:
     said: list[str] = []
     key = keys[0]
     # where there is one kind of abnormal image, it is all of them
-    for group, numbers in found.items() if len(found) > 2 else [("all", found["all"])]:
+    for group, numbers in list(found.items())[1 if len(found) == 2 else 0 :]:
         what = "abnormal images" if group == "all" else group
         score = numbers[key]["auroc"]
         if score is None:

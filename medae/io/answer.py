@@ -2,9 +2,10 @@
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
@@ -130,33 +131,85 @@ def label_numbers(labels: Image, count: int) -> NDArray[Any]:
 
 
 def write_files(files: Sequence[AnswerFile], folder: Path) -> list[Path]:
-    """Write all files below `folder`, or none: each goes to a temporary file beside its place, then is renamed.
+    """Write all files below `folder`, or none: each goes to a temporary file beside its place; when all are on disk,
+    they are renamed.
 
-    Raises OutputError when a name leaves the folder, or when folder or disk do not take the files; nothing
-    half-written is left then.
+    Raises OutputError when a name leaves the folder, or when folder or disk do not take the files. Nothing
+    half-written is left then, and files that were there before are there again.
     """
     paths = [_place(file.name, folder) for file in files]
     with _said_as_output_error(sum(len(file.data) for file in files)):
         made = _make_folders({path.parent for path in paths})
-        written: list[Path] = []
+        beside: list[Path] = []
         try:
             parts = []
             for file, path in zip(files, paths, strict=True):
-                # a random name: temporary names, too, say nothing about a patient
-                parts.append(path.with_name(f".{uuid.uuid4().hex}.part"))
-                written.append(parts[-1])
+                parts.append(_temporary(path, "part", beside))
                 _write_through(parts[-1], file.data)
-            for part, path in zip(parts, paths, strict=True):
-                os.replace(part, path)
-                written.append(path)
-            for parent in {path.parent for path in paths}:
-                sync_one(parent)
+            _rename(parts, paths, beside)
         except BaseException:
-            for path in written:
-                path.unlink(missing_ok=True)
+            _remove(beside)
             _remove_if_empty(made)
             raise
+        _remove(beside)
     return paths
+
+
+def _rename(parts: Sequence[Path], paths: Sequence[Path], beside: list[Path]) -> None:
+    """Each part into its place; where one fails, all places are as they were."""
+    before: dict[Path, Path | None] = {}
+    try:
+        for part, path in zip(parts, paths, strict=True):
+            if path not in before:
+                before[path] = _kept(path, beside)
+            os.replace(part, path)
+        for parent in {path.parent for path in paths}:
+            sync_one(parent)
+    except BaseException:
+        _put_back(before)
+        raise
+
+
+def _kept(path: Path, beside: list[Path]) -> Path | None:
+    """What is there now, under another name; None where there is nothing."""
+    if not os.path.lexists(path):
+        return None
+    kept = _temporary(path, "old", beside)
+    try:
+        os.link(path, kept, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, kept, follow_symlinks=False)
+    return kept
+
+
+def _put_back(before: Mapping[Path, Path | None]) -> None:
+    """Raises OutputError where some of it stays replaced."""
+    stuck = False
+    for path, kept in before.items():
+        try:
+            if kept is None:
+                path.unlink(missing_ok=True)
+            else:
+                os.replace(kept, path)
+        except OSError:
+            stuck = True
+    if stuck:
+        raise OutputError(
+            "the output folder did not take all files, and what was there could not be put back: old and new files "
+            "may lie side by side, each whole. Give another folder, or write all of them again."
+        )
+
+
+def _temporary(path: Path, kind: str, beside: list[Path]) -> Path:
+    """A random name in the same folder: temporary names, too, say nothing about a patient."""
+    beside.append(path.with_name(f".{uuid.uuid4().hex}.{kind}"))
+    return beside[-1]
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):  # it is hidden, and what matters is in its place
+            path.unlink(missing_ok=True)
 
 
 def _place(name: str, folder: Path) -> Path:

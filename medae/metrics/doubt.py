@@ -16,7 +16,7 @@ from pydantic import PositiveFloat, PositiveInt
 from medae.metrics.selection import UNCERTAINTY
 from medae.settings import Settings
 
-SOFT_DICE, OF_GATE, COMBINED = f"{UNCERTAINTY}soft_dice", f"{UNCERTAINTY}gate", f"{UNCERTAINTY}combined"
+OF_SOFT_DICE, OF_GATE, COMBINED = f"{UNCERTAINTY}soft_dice", f"{UNCERTAINTY}gate", f"{UNCERTAINTY}combined"
 """Names among the scores of an answer."""
 FEWEST = 5
 """Images; fewer do not say how far the usual ones spread."""
@@ -39,7 +39,7 @@ class SoftDice:
     @property
     def disagreement(self) -> float:
         """0..1."""
-        return 1 - 2 * self._both / self._sums if self._sums > 0 else 0.0
+        return float(1 - 2 * self._both / self._sums) if self._sums > 0 else 0.0
 
 
 class Usual(Settings):

@@ -155,12 +155,19 @@ def _facts(package: ModelPackage) -> dict[str, str]:
         "Input": f"{card.channels_in} channel(s); {_prepared(card)}",
         "Training data": card.training_data or "not stated",
         "Licence of the data": card.licence or "not stated",
-        "Calibration": package.calibration.version if package.calibration else "none",
+        **_calibrations(package),
         "Package digest": package.digest,
         "Evaluated": record.now().isoformat(),
         "Versions": versions,
         "Commit": record.commit() or "an installed release",
     }
+
+
+def _calibrations(package: ModelPackage) -> dict[str, str]:
+    """Its own and, where it has a gate, those of the models inside."""
+    said = {"Calibration": package, "Calibration of the gate": package.gate, "Calibration of shapes": package.shape}
+    inside = {name: part for name, part in said.items() if part is not None}
+    return {name: part.calibration.version if part.calibration else "none" for name, part in inside.items()}
 
 
 def _prepared(card: Card) -> str:

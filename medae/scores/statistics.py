@@ -35,8 +35,9 @@ class StatisticScore(Score, ABC):
     whiten: bool = False
     """Of neighbours: distances along the directions in which normal images vary, each in its own units."""
     relative: bool = False
-    """Of neighbours: distances by those of the neighbours to theirs (local outlier factor, Breunig 2000,
-    https://doi.org/10.1145/342009.335388): a kind of image that is rare or varied among normal ones is no anomaly."""
+    """Of neighbours: distances by those of the neighbours to theirs: a kind of image that is rare or varied among
+    normal ones is no anomaly. The local outlier factor (Breunig 2000, https://doi.org/10.1145/342009.335388) of plain
+    distances: without its reachability, which smooths them where neighbours are near."""
     members: tuple[str, ...] = ()
     """Names of single scores whose logarithms are numbers of the image, too: one distance for all of them."""
 

@@ -9,19 +9,18 @@ from medae.checks import Facts, InputChecks, facts_of
 from medae.data.seen import Seen
 from medae.errors import InputError, SettingsError
 from medae.experiment import Experiment, GateSettings
-from medae.metrics.doubt import Usual
+from medae.metrics.doubt import OF_SOFT_DICE, Usual
 from medae.networks import VAESettings
 from medae.objectives import KL, MSE
 from medae.package import GATE, SHAPE, ModelPackage
 from medae.preparation import Preparation
 from medae.settings import validate_settings
 from medae.tasks import Anomaly, Restoration, Segmentation
-from medae.training.state import LAST
-from medae.uncertainty import SOFT_DICE, RepeatedPredictor, score_name
+from medae.training.loop import train
+from medae.training.state import LAST, PACKAGE
+from medae.uncertainty import BY_SOFT_DICE, RepeatedPredictor
 
 logger = logging.getLogger(__name__)
-
-PACKAGE = "package"
 
 MOST_ANSWERS = 100
 """So many validation images say how sure a model usually is."""
@@ -75,11 +74,11 @@ def _gated(
 
 def _usual_soft_dice(package: ModelPackage, experiment: Experiment) -> Usual | None:
     """Over the model's validation images, from which neither it nor its gate has learnt; None for too few."""
-    predictor = RepeatedPredictor(package, [SOFT_DICE], device=experiment.training.device)
+    predictor = RepeatedPredictor(package, [BY_SOFT_DICE], device=experiment.training.device)
     found: list[float] = []
     for case in experiment.data.cases("validation")[:MOST_ANSWERS]:
         try:
-            found.append(predictor(experiment.data.read(case).image).scores[score_name(SOFT_DICE)])
+            found.append(predictor(experiment.data.read(case).image).scores[OF_SOFT_DICE])
         except InputError as error:
             logger.warning("case %s (validation) is left out of the usual soft Dice: %s", case.id, error)
     return Usual.of(found)
@@ -143,8 +142,6 @@ def _patch(patch: tuple[int, ...], stride: int) -> tuple[int, ...]:
 
 
 def _trained(experiment: Experiment, out: Path, progress: bool | None) -> ModelPackage:
-    from medae.training.loop import train
-
     package = train(experiment, out, resume=(out / LAST).exists(), progress=progress)
     if package.calibration is None:
         logger.warning(

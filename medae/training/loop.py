@@ -28,14 +28,13 @@ from medae.networks import run as run_network
 from medae.objectives import Loss
 from medae.package import ModelPackage
 from medae.record import now, recording
-from medae.training.gate import PACKAGE, with_gate
 from medae.training.layer_wise import Phase, phase_at, stage_loss
 from medae.training.log import NAME as METRICS
 from medae.training.log import Log
 from medae.training.material import Batch, Material, batches_from, pair, read_material, seed_of
 from medae.training.pictures import strip
 from medae.training.prior import with_prior
-from medae.training.state import LAST, State, layout_on
+from medae.training.state import LAST, PACKAGE, State, layout_on
 from medae.training.stopping import Stop
 from medae.training.validation import finished, validate, with_metrics
 
@@ -87,20 +86,12 @@ class Training:
 
 
 def train(experiment: Experiment, out: Path, *, resume: bool = False, progress: bool | None = None) -> ModelPackage:
-    """Train, and keep the best weights as a package.
-
-    Leaves in `out`: package/ (the best so far), last.pt (to resume from), metrics.jsonl, pictures/, experiment.yaml and
-    run.json. progress: True: a bar on a terminal, plain lines elsewhere; None: a bar if there is a terminal.
-    SIGTERM and SIGINT save the state and then end the process (SystemExit, KeyboardInterrupt).
-
-    Raises TrainingError where the loss is no longer a number, SettingsError for data that leave nothing to train on
-    and for a changed experiment on resuming, OutputError where `out` cannot be written or holds a training already.
-    """
+    """The package of one training, as `medae.train` describes it, without the gate that its experiment may ask for."""
     begun, started, device = now(), time.monotonic(), choose_device(experiment.training.device)
     with _environment(experiment, device):
         state = _state_in(out, experiment, device, resume=resume)
         if state.finished:
-            return with_gate(ModelPackage.load(out / PACKAGE), experiment, out, progress=progress)
+            return ModelPackage.load(out / PACKAGE)
         with recording(out, "train", seed=experiment.training.seed) as run, Stop() as stop:
             run.started = begun
             _write_experiment(experiment, out)
@@ -110,7 +101,7 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False, progress: 
                 package = _fit(Training(experiment, out, material, device, fabric, loss, log, stop, state, started))
             run.digests["package"] = package.digest
             run.facts |= {"steps": state.step, "best_step": state.best_step, "seconds": round(state.seconds, 1)}
-    return with_gate(package, experiment, out, progress=progress)
+    return package
 
 
 def _fit(training: Training) -> ModelPackage:

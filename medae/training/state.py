@@ -15,7 +15,8 @@ from medae.errors import SettingsError, TrainingError, UsageError
 from medae.experiment import Experiment
 from medae.io.answer import AnswerFile, write_files
 
-LAST = "last.pt"
+PACKAGE, LAST = "package", "last.pt"
+"""What a training leaves, by name: the best so far, and what it is resumed from."""
 
 _MAY_CHANGE = {
     "name", "version", "intended_use", "limits",

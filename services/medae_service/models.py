@@ -11,8 +11,9 @@ from typing import Any, Literal, Protocol
 
 from medae.backends import Backend, open_backend
 from medae.errors import UnknownModel, UsageError
-from medae.gate import Gate
+from medae.gate import Gate, doubt_of
 from medae.image import Image
+from medae.metrics.doubt import Doubt
 from medae.package import Card, ModelPackage
 from medae.predictor import USUAL, Prediction, Predictor
 from medae.scores import PREFIX, MapScore, parts_of
@@ -223,12 +224,14 @@ class Served:
         prediction = self._answer(image, threshold, probabilities, ticket)
         if witness is None or seen is None:
             return prediction
-        return prediction.judged(witness.judge(seen, prediction.image, gate))
+        return prediction.judged(witness.judge(seen, prediction.image, gate), witness.doubts(seen, prediction.scores))
 
     def _answer(self, image: Image, threshold: float | None, probabilities: bool, ticket: Ticket) -> Prediction:
         ticket.check()
         with self._shelf.use(self._stored, ticket) as network, self._engine.at_work():
-            predictor = Predictor(self._package, backend=SharedBackend(self._engine, network, ticket), gated=False)
+            backend = SharedBackend(self._engine, network, ticket)
+            doubted = self._gate is not None and self._gate.doubt is not None
+            predictor = Predictor(self._package, backend=backend, gated=False, soft_dice=doubted)
             return predictor(image, threshold=threshold, probabilities=probabilities)
 
     def warm_up(self) -> None:
@@ -247,11 +250,12 @@ class ServedGate:
 
     image: Served
     shape: Served | None
+    doubt: Doubt | None
 
     def of(self, package: ModelPackage, ticket: Ticket) -> Gate:
         """The gate for one request, which stops when the request does."""
         shape = partial(self.shape, ticket=ticket) if self.shape is not None else None
-        return Gate(package, partial(self.image, ticket=ticket), shape)
+        return Gate(package, partial(self.image, ticket=ticket), shape, self.doubt)
 
 
 def serve_package(
@@ -268,7 +272,7 @@ def serve_package(
         shape = None
         if package.shape is not None:
             shape = Served(package.shape, stored(package.shape, partial(_part, load, "shape")), engine, shelf)
-        gate = ServedGate(image, shape)
+        gate = ServedGate(image, shape, doubt_of(package))
     return Served(package, stored(package, load), engine, shelf, gate)
 
 

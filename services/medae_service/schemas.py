@@ -82,6 +82,8 @@ SCHEMAS: dict[str, Any] = {
                 {
                     "package": _MODEL,
                     "calibration": _or_null({"type": "string"}),
+                    "gate_calibration": _or_null({"type": "string"}),
+                    "shape_calibration": _or_null({"type": "string"}),
                     "medae": {"type": "string"},
                     "backend": {"type": "string"},
                     "device": {"type": "string"},
@@ -203,6 +205,8 @@ def summary_example(endpoint: Endpoint) -> dict[str, Any]:
         "provenance": {
             "package": _PACKAGE,
             "calibration": "1" if scored else None,
+            "gate_calibration": None,
+            "shape_calibration": None,
             "medae": "1.0",
             "backend": "torch",
             "device": "cpu",
