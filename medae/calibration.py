@@ -9,7 +9,7 @@ smaller of the two one-sided p-values, which keeps the same promise.
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from math import floor, inf
+from math import floor, inf, isnan
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -58,12 +58,14 @@ class References(Settings):
         return cls(values=tuple(np.sort(np.asarray(scores, float)).tolist()), two_sided=two_sided)
 
     def percentile(self, score: float) -> float:
-        """0..100: how many per cent of the references are lower (ties count half)."""
+        """0..100: how many per cent of the references are lower (ties count half). Raises UsageError for no number."""
+        _require_number(score)
         rank = (bisect_left(self.values, score) + bisect_right(self.values, score)) / 2
         return 100 * rank / len(self.values)
 
     def p_value(self, score: float) -> float:
-        """The split-conformal p-value, 1/(n+1)..1."""
+        """The split-conformal p-value, 1/(n+1)..1. Raises UsageError for no number, which is not usual but unknown."""
+        _require_number(score)
         count = len(self.values)
         high = (1 + count - bisect_left(self.values, score)) / (count + 1)
         if not self.two_sided:
@@ -165,6 +167,11 @@ class Calibration(Settings):
     def deciding(self) -> References:
         """The references of the score that decides."""
         return self.references[self.score]
+
+
+def _require_number(score: float) -> None:
+    if isnan(score):
+        raise UsageError("a score that is not a number has no place among references")
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> NDArray[np.float64]:

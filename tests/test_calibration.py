@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from scipy.stats import beta, betabinom, false_discovery_control, percentileofscore
 
 from medae.calibration import FEWEST_REFERENCES, Calibration, References, benjamini_hochberg
@@ -151,3 +152,14 @@ def test_a_calibration_of_format_1_is_read() -> None:
     reference = np.linspace(0, 1, 120).tolist()
     old = {"format": 1, "version": "1", "package_digest": "d", "score": "l2_mean", "reference": reference}
     assert Calibration.model_validate(old) == Calibration.from_scores({"l2_mean": reference}, package_digest="d")
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_what_is_no_number_is_neither_usual_nor_a_reference(two_sided: bool) -> None:
+    references = References.of(list(range(100)), two_sided=two_sided)
+    for place in (references.p_value, references.percentile):
+        with pytest.raises(UsageError, match="no place among references"):
+            place(float("nan"))
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValidationError, match="finite number"):
+            References.of([*range(100), wrong])
