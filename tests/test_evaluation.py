@@ -11,7 +11,7 @@ from medae.data import Case, LoadedCase, Sample
 from medae.data.corruption import GaussianNoise
 from medae.errors import SettingsError, UnfitImage, UsageError
 from medae.evaluation import CaseResult, damaged, evaluate, headline, measure
-from medae.evaluation.detection import baselines_from, detection, verdict
+from medae.evaluation.detection import Voxels, baselines_from, detection, verdict
 from medae.evaluation.reading import normal_images
 from medae.image import Geometry, Image
 from medae.io.answer import Label
@@ -309,3 +309,12 @@ def test_one_kind_of_abnormal_image_is_judged_once():
     two = [*rows, CaseResult("20", "fold", {"s": 30.0})]
     assert [said.split()[3] for said in verdict(["s"], detection(["s"], rows))] == ["ink"]
     assert [said.split()[3] for said in verdict(["s"], detection(["s"], two))] == ["abnormal", "ink"]
+
+
+def test_parts_of_a_target_that_touch_by_a_corner_are_one_region():
+    grid = Geometry((1, 4, 4), np.eye(4), unit="px")
+    target, map_ = np.zeros((2, 1, 1, 4, 4), np.float32)
+    target[0, 0, [0, 1, 3], [0, 1, 3]] = 1
+    voxels = Voxels()
+    voxels.see(Image(map_, grid), Image(target, grid))
+    assert voxels.count == 2
