@@ -300,7 +300,13 @@ def test_ranks_go_on_rising_beyond_the_references() -> None:
     assert [rank(score, quantiles) for score in (2, 3, 4)] == pytest.approx([0, 0.5, 1])
     assert 1 < rank(5, quantiles) < rank(6, quantiles)
     assert 0 > rank(1, quantiles) > rank(0, quantiles)
-    assert np.isfinite(rank(5, np.full(129, 3.0)))
+    same = np.full(129, np.float32(0.1))
+    assert [rank(score, same) for score in (0.0, 0.1, 5)] == pytest.approx([-1, 1, 2], abs=0.02)
+
+
+def test_ranks_of_what_normal_images_nearly_never_have_are_no_explosion() -> None:
+    quantiles = np.array([0.0] * 128 + [0.5])  # such as the largest region of a map
+    assert [rank(score, quantiles) for score in (0.5, 1, 2)] == pytest.approx([1, 2, 4])
 
 
 def test_reducers() -> None:

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from medae.scores.base import Found, Score
 
+LEAST = 1e-6
+"""Of a median: scores that differ by less are equal."""
 POINTS = 129
 """Quantiles that are kept of each member's scores of normal images."""
 
@@ -18,7 +20,8 @@ class RankAverage(Score):
     is two-sided, how far from the middle.
 
     Beyond the highest of these a rank goes on rising with the score, by 1 for each range between their median and
-    their 99th percentile, so that two images that no normal one reaches can be told apart.
+    their 99th percentile (or, where these are equal, the highest), so that two images that no normal one reaches can be
+    told apart. Where all of these are equal, anything else is 1 beyond.
     """
 
     fits: ClassVar[bool] = True
@@ -49,11 +52,19 @@ class RankAverage(Score):
 
 def rank(score: float, quantiles: NDArray[Any]) -> float:
     """0..1 between the lowest and the highest of evenly spaced quantiles, beyond them in proportion."""
+    score = float(np.asarray(score, quantiles.dtype))  # rounded as what it is compared with
     low, high = float(quantiles[0]), float(quantiles[-1])
     inside = float(np.interp(score, quantiles, np.linspace(0, 1, len(quantiles))))
-    middle = float(np.median(quantiles))
     if score > high:
-        return inside + (score - high) / max(float(np.quantile(quantiles, 0.99)) - middle, 1e-12)
+        return 1 + _beyond(score - high, quantiles, 0.99, 1)
     if score < low:
-        return inside - (low - score) / max(middle - float(np.quantile(quantiles, 0.01)), 1e-12)
+        return -_beyond(low - score, quantiles, 0.01, 0)
     return inside
+
+
+def _beyond(far: float, quantiles: NDArray[Any], *ends: float) -> float:
+    """In units of the range between the median and the first of these ends that differs from it."""
+    middle = float(np.median(quantiles))
+    equal = LEAST * max(abs(middle), LEAST)
+    ranges = (abs(float(np.quantile(quantiles, end)) - middle) for end in ends)
+    return far / next((found for found in ranges if found > equal), max(far, equal))
