@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -13,7 +14,8 @@ from medae.networks import AutoencoderSettings, NetworkConfig, NetworkSettings, 
 from medae.networks.prior import PriorSettings, require_bounded
 from medae.objectives import ObjectiveConfig
 from medae.preparation import Preparation
-from medae.scores import SSIM, Residual
+from medae.scores import ELBO, SSIM, Residual, VarianceHead
+from medae.scores import Restoration as RestorationScore
 from medae.scores.base import Need
 from medae.settings import Settings
 from medae.tasks import Anomaly, Restoration, TaskConfig
@@ -169,8 +171,8 @@ class Experiment(Settings):
     def _code_is_narrow_or_penalised(self) -> Self:
         copies = isinstance(self.task, Anomaly) and self.task.corruption is None
         free = all(objective.compares for objective in self.objectives)
-        if copies and free and isinstance(self.network, StackedSettings):
-            code, image = self.network.code_and_image(self.preparation.channels)
+        if copies and free and isinstance(self.network, AutoencoderSettings):
+            code, image = self.network.code_and_image(self.preparation.channels) or (0, 1)
             if code >= image:
                 logger.warning(
                     "the code is overcomplete: %d numbers for %d of the image. Without a penalty the network may learn "
@@ -178,6 +180,23 @@ class Experiment(Settings):
                     code,
                     image,
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _latent_is_held(self) -> Self:
+        kinds = {objective.kind for objective in self.objectives}
+        if self.task.kind == "segmentation":
+            return self
+        if self.network.latent == "gaussian" and "kl" not in kinds:
+            logger.warning(
+                "without the objective kl nothing holds the code of a vae to its prior: draws, kl and elbo mean "
+                "nothing. Add kl, or take conv_autoencoder"
+            )
+        if getattr(self.network, "book", None) == "learned" and "commitment" not in kinds:
+            logger.warning(
+                "without the objective commitment nothing holds the encodings of a vqvae to its learned book: add it, "
+                "or take the quantiser fsq"
+            )
         return self
 
     @model_validator(mode="after")
@@ -191,6 +210,12 @@ class Experiment(Settings):
             raise ValueError(
                 f"a {decoder} decoder knows values in 0..1, and preparation.intensity zscore has no such range: take "
                 "full_range, window or percentile"
+            )
+        if self.preparation.intensity.kind == "zscore" and any(objective.in_range for objective in self.objectives):
+            listed = ", ".join(objective.kind for objective in self.objectives if objective.in_range)
+            raise ValueError(
+                f"the objective {listed} is for values in 0..1, and preparation.intensity zscore has no such range: "
+                "take full_range, window or percentile, or another objective"
             )
         if decoder == "gaussian" and not any("gaussian" in each.needs.get("decoder", ()) for each in self.objectives):
             raise ValueError(
@@ -225,6 +250,19 @@ class Experiment(Settings):
         if min(patch) < stride:
             raise ValueError(
                 f"{self.network.kind} works on blocks of {stride}; training.patch {list(patch)} is smaller"
+            )
+        for objective in self.objectives:
+            if min(patch) < objective.least:
+                raise ValueError(
+                    f"the objective {objective.kind} looks through a window of {objective.least} voxels along each "
+                    f"axis; training.patch {list(patch)} is smaller: take a larger patch or a smaller sigma"
+                )
+        # of the deepest map; a network without layers that have a place has one value a unit
+        places = prod(-(-length // stride) for length in patch) if self.network.layers() else 1
+        if self.network.norm == "batch" and places * self.training.batch_size == 1:
+            raise ValueError(
+                f"norm batch compares the values of a channel, and in one patch of {list(patch)} {self.network.kind} "
+                "has a single one: give training.batch_size 2 or more, a larger patch, or network.norm none"
             )
         return self
 
@@ -303,7 +341,7 @@ def unfit_score(task: Anomaly, network: NetworkSettings, *, prior: bool) -> str 
     for score in task.mapped:
         missing = sorted(score.requirements - has)
         if missing:
-            where = "" if missing[0] == "prior" else f", not {network.kind}"
+            where = "" if missing[0] in ("prior", "variance") else f", not {network.kind}"
             return f"the score {score.kind} needs {_NEEDED[missing[0]]}{where}"
     return None
 
@@ -320,6 +358,8 @@ def _says(network: NetworkSettings) -> frozenset[Need]:
     return frozenset(name for name, has in found.items() if has)
 
 
+_OF_RESIDUALS = (Residual, VarianceHead, ELBO, RestorationScore)
+"""Scores that square or sum up what is not reproduced, voxel by voxel."""
 _VALUES = frozenset({"mse", "l1", "gaussian", "bernoulli", "categorical"})
 """Objectives that make values alike, voxel by voxel."""
 
@@ -328,7 +368,7 @@ def mismatches(task: Anomaly, objectives: set[str]) -> Iterator[str]:
     """What was trained to be alike in one sense is no measure in another: such scores are often below chance."""
     trained = objectives & (_VALUES | {"ssim", "perceptual"})
     for score in task.mapped:
-        if isinstance(score, Residual) and trained and not trained & _VALUES:
+        if isinstance(score, _OF_RESIDUALS) and trained and not trained & _VALUES:
             yield _mismatch(score.key, trained, "values alike: add mse or l1, or score by what was trained")
         if isinstance(score, SSIM) and trained == {"perceptual"}:
             yield _mismatch(score.key, trained, "structure alike: add ssim or mse, or score by what was trained")

@@ -34,7 +34,7 @@ from medae.scores import (
 )
 from medae.scores.baselines import whitening_of
 from medae.tasks import Anomaly
-from medae.tiles import plan_tiles, read_tile
+from medae.tiles import Box, plan_tiles, read_tile
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,10 @@ def _prepared(package: ModelPackage, images: Iterable[Image]) -> list[NDArray[np
         if len(found) == MOST_IMAGES:
             break
     if len(found) < 2:
-        raise UsageError("scores are fitted on normal training images, and there are none; name the package's data")
+        raise UsageError(
+            f"scores are fitted on 2 normal training images or more, and {len(found)} can be used; name the "
+            "package's data"
+        )
     return found
 
 
@@ -166,13 +169,23 @@ def _fit_map(
 
 def _windows(package: ModelPackage, pixels: Sequence[NDArray[np.float32]], device: torch.device) -> Iterator[Tensor]:
     """Every window that the network sees of these images, as in use: (1, C, *spatial)."""
-    field = package.card.receptive_field
+    for image, window in _places_of_windows(package, pixels):
+        yield torch.from_numpy(_window(package, image, window)).to(device)
+
+
+def _places_of_windows(
+    package: ModelPackage, pixels: Sequence[NDArray[np.float32]]
+) -> Iterator[tuple[NDArray[np.float32], Box]]:
     for image in pixels:
-        plan = plan_tiles(image.shape[1:], field)
-        for tile in plan.tiles:
-            window = read_tile(image, tile.window)
-            flat = window[:, 0] if field.dims == 2 else window
-            yield torch.from_numpy(np.array(flat[None], order="C")).to(device)
+        for tile in plan_tiles(image.shape[1:], package.card.receptive_field).tiles:
+            yield image, tile.window
+
+
+def _window(package: ModelPackage, image: NDArray[np.float32], window: Box) -> NDArray[np.float32]:
+    """(1, C, *spatial), a copy."""
+    seen = read_tile(image, window)
+    flat = seen[:, 0] if package.card.receptive_field.dims == 2 else seen
+    return np.array(flat[None], order="C")
 
 
 def _of_one_size(of_window: Callable[[Tensor], NDArray[np.float64]], windows: Iterable[Tensor]) -> NDArray[np.float64]:
@@ -214,7 +227,7 @@ def _fit_head(
     """
     device = next(network.parameters()).device
     head, seen, squares = None, [], []
-    for x in _patches(_windows(package, pixels, device), rng):
+    for x in _patches(package, pixels, device, rng):
         with torch.no_grad():
             said = run(network, x)
             if head is None:
@@ -228,15 +241,22 @@ def _fit_head(
     return {name: values.detach().cpu().numpy() for name, values in head.state_dict().items()}
 
 
-def _patches(windows: Iterable[Tensor], rng: np.random.Generator) -> Iterator[Tensor]:
-    """One patch of one size from each window, each axis of it as long as the shortest window there is, at most."""
-    every = list(windows)
-    side = [min(min(x.shape[axis] for x in every), HEAD_PATCH * 4) for axis in range(2, every[0].ndim)]
-    for x in every[:HEAD_PATCHES]:
-        for axis, length in enumerate(side, start=2):
+def _patches(
+    package: ModelPackage, pixels: Sequence[NDArray[np.float32]], device: torch.device, rng: np.random.Generator
+) -> Iterator[Tensor]:
+    """One patch of one size from each window, each axis of it as long as the shortest window there is, at most; of
+    more windows than HEAD_PATCHES, from so many of all images."""
+    every = list(_places_of_windows(package, pixels))
+    lengths = np.array([[side.stop - side.start for side in window] for _, window in every])
+    sides = np.minimum(lengths.min(0), HEAD_PATCH * 4)[3 - package.card.receptive_field.dims :].tolist()
+    if len(every) > HEAD_PATCHES:
+        every = [every[at] for at in np.sort(rng.choice(len(every), HEAD_PATCHES, replace=False))]
+    for image, window in every:
+        x = _window(package, image, window)
+        for axis, length in enumerate(sides, start=2):
             start = int(rng.integers(x.shape[axis] - length + 1))
-            x = x.narrow(axis, start, length)
-        yield x
+            x = x.take(range(start, start + length), axis)
+        yield torch.from_numpy(x).to(device)
 
 
 def _descend(head: Head, seen: Tensor, squares: Tensor, rng: np.random.Generator) -> None:

@@ -1,6 +1,6 @@
 """Predictor: Image -> Prediction. The one inference path of evaluation, training, command line, service and batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Self
@@ -149,8 +149,7 @@ class Predictor:
             return lambda done, total: progress(number * total + done, image.volumes * total)
 
         parts = [self._answer(image.volume(n), threshold, probabilities, progress_of(n)) for n in range(image.volumes)]
-        combine = max if self.package.card.task.kind == "anomaly" else fmean
-        scores = {name: float(combine(part.scores[name] for part in parts)) for name in parts[0].scores}
+        scores = {name: self._of_volumes(name, [part.scores[name] for part in parts]) for name in parts[0].scores}
         soft = [part.probabilities for part in parts if part.probabilities is not None]
         return replace(
             parts[0],
@@ -159,6 +158,14 @@ class Predictor:
             probabilities=_stacked(soft) if soft else None,
             **self._placed(scores, threshold),
         )
+
+    def _of_volumes(self, name: str, values: Sequence[float]) -> float:
+        calibration = self.package.calibration
+        if self.package.card.task.kind != "anomaly":
+            return fmean(values)
+        if calibration is None or name not in calibration.references:
+            return max(values)
+        return max(values, key=calibration.references[name].unlikeness)  # of two sides, the low one may be it
 
     @property
     def provenance(self) -> dict[str, Any]:

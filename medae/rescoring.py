@@ -1,19 +1,17 @@
 """Other scores for a network that is trained already: fitted, calibrated, a package of its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import Field, TypeAdapter
 
 from medae.data import Data
 from medae.data.cases import CaseList
-from medae.errors import InputError, SettingsError, UsageError
+from medae.errors import SettingsError, UsageError
 from medae.evaluation import calibrate
-from medae.evaluation.reading import own_data
+from medae.evaluation.reading import normal_images, own_data
 from medae.experiment import unfit_score
 from medae.fitting import fit_scores
-from medae.image import Image
-from medae.metrics.detection import NORMAL
 from medae.networks import NetworkConfig, NetworkSettings
 from medae.package import ModelPackage
 from medae.scores import Score, ScoreConfig
@@ -61,7 +59,7 @@ def rescore(
             "metrics": {},  # they were of the other scores
         }
     )
-    fitted = fit_scores(ModelPackage.seal(card, package.weights, package.prior), _normal(data), device=device)
+    fitted = fit_scores(ModelPackage.seal(card, package.weights, package.prior), normal_images(data), device=device)
     return calibrate(fitted, data, device=device, watch=watch)
 
 
@@ -69,12 +67,3 @@ def _with(task: Anomaly, scores: Sequence[Score], name: str) -> Anomaly:
     """Raises SettingsError where they do not hold together."""
     data = task.model_dump(mode="json") | {"scores": [score.model_dump(mode="json") for score in scores]}
     return validate_settings(data, Anomaly, name)
-
-
-def _normal(data: Data) -> Iterator[Image]:
-    for case in data.cases("train"):
-        if case.label in (None, NORMAL):
-            try:
-                yield data.read(case).image
-            except InputError:
-                continue  # calibration and evaluation say so of their cases

@@ -124,13 +124,20 @@ def _missing(part: str, override: str) -> SettingsError:
 
 
 def _explain(error: ValidationError, data: Any, name: str, lines: Lines) -> Iterable[str]:
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
+        if item["type"] == "too_short" and any(_is_below(other["loc"], item["loc"]) for other in items):
+            continue  # pydantic does not count the items that it has just called wrong
         loc = _in_data(item["loc"], data)
         line = next((lines[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in lines), None)
         place = name if line is None else f"{name}:{line}"
         field = ".".join(str(part) for part in loc)
         reason = item["msg"].removeprefix("Value error, ")  # pydantic's, before the sentences of our own checks
         yield f"{place}: {field}: {reason}" if field else f"{place}: {reason}"
+
+
+def _is_below(loc: Loc, above: Loc) -> bool:
+    return len(loc) > len(above) and loc[: len(above)] == above
 
 
 def _in_data(loc: Loc, data: Any) -> Loc:

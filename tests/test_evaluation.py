@@ -10,7 +10,9 @@ import pytest
 from medae.data import Case, LoadedCase, Sample
 from medae.data.corruption import GaussianNoise
 from medae.errors import SettingsError, UnfitImage, UsageError
-from medae.evaluation import damaged, evaluate, headline, measure
+from medae.evaluation import CaseResult, damaged, evaluate, headline, measure
+from medae.evaluation.detection import baselines_from, detection, verdict
+from medae.evaluation.reading import normal_images
 from medae.image import Geometry, Image
 from medae.io.answer import Label
 from medae.metrics.fidelity import psnr
@@ -23,7 +25,7 @@ from medae.scores.reducers import Max
 from medae.tasks import Anomaly, Restoration, Segmentation
 from medae.tiles import ReceptiveField
 from tests.conftest import tilted_affine
-from tests.training_toys import disc_pictures
+from tests.training_toys import anomaly, disc_pictures
 
 RED, GREEN = (Label(name=name, colour=(1, 2, 3)) for name in ("red", "green"))
 
@@ -290,3 +292,20 @@ def test_headlines():
     assert headline(Segmentation(labels=(RED,))) == ("dice", True)
     assert headline(Restoration()) == ("psnr", True)
     assert headline(Anomaly(scores=(Residual(distance="l1", reducer=Max()),))) == ("l1_max", False)
+
+
+def test_a_training_image_that_cannot_be_read_costs_the_baselines_only_itself(tmp_path, caplog):
+    data = anomaly(disc_pictures(tmp_path, 20)).data
+    train = [case.id for case in data.cases("train")]
+    broken = train[1]
+    (tmp_path / "images" / f"{broken}.png").write_bytes(b"no picture")
+    fitted = baselines_from(normal_images(data))
+    assert fitted is not None and len(fitted.statistics.rows) == len(train) - 1
+    assert f"case {broken} (train) is left out" in caplog.text
+
+
+def test_one_kind_of_abnormal_image_is_judged_once():
+    rows = [CaseResult(str(n), "ink" if n < 5 else "normal", {"s": float(n)}) for n in range(20)]
+    two = [*rows, CaseResult("20", "fold", {"s": 30.0})]
+    assert [said.split()[3] for said in verdict(["s"], detection(["s"], rows))] == ["ink"]
+    assert [said.split()[3] for said in verdict(["s"], detection(["s"], two))] == ["abnormal", "ink"]

@@ -191,6 +191,10 @@ def test_the_schema_takes_what_the_settings_take():
             [{"kind": "mse"}, {"kind": "sparse_l1"}],
             False,
         ),
+        ({"kind": "segnet", "features": [8, 48], "convolutions": [1, 1]}, [{"kind": "mse"}], True),
+        ({"kind": "segnet", "features": [8, 48], "convolutions": [1, 1], "bottleneck": 4}, [{"kind": "mse"}], False),
+        ({"kind": "vae", "features": [8, 8], "latent_channels": 48}, [{"kind": "mse"}], True),
+        ({"kind": "vae", "features": [8, 8], "latent_channels": 48}, [{"kind": "mse"}, {"kind": "kl"}], False),
     ],
 )
 def test_an_overcomplete_code_without_a_penalty_warns(network, objectives, warns, caplog):
@@ -202,3 +206,44 @@ def test_an_overcomplete_code_that_mends_damage_does_not_copy(caplog):
     network = {"kind": "conv_autoencoder", "features": [8], "bottleneck": 64}
     Experiment.model_validate(changed(DENOISING, network=network))
     assert "overcomplete" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ({"kind": "vae"}, "without the objective kl nothing holds the code of a vae to its prior"),
+        ({"kind": "vqvae"}, "without the objective commitment nothing holds the encodings of a vqvae"),
+        ({"kind": "vqvae", "quantiser": {"kind": "fsq"}}, ""),
+        ({"kind": "conv_autoencoder"}, ""),
+    ],
+)
+def test_a_latent_that_nothing_holds_warns(network, said, caplog):
+    Experiment.model_validate(changed(ANOMALY, network=network, objectives=[{"kind": "mse"}]))
+    assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"kind": "conv_autoencoder", "features": [4, 4]},
+        {"kind": "dense_autoencoder", "size": [4, 4], "widths": [8, 4], "norm": "batch"},
+        {"kind": "vae", "features": [4, 4], "size": [4, 4]},
+        {"kind": "unet", "features": [4, 4, 4], "strides": [2, 2]},
+    ],
+)
+def test_a_norm_with_a_single_value_is_refused(network):
+    kl = [{"kind": "kl"}] if network["kind"] == "vae" else []
+    told = changed(DENOISING, network=network, objectives=[{"kind": "mse"}, *kl])
+    training = {"patch": [4, 4], "batch_size": 1}
+    with pytest.raises(ValidationError, match="batch_size 2 or more, a larger patch, or"):
+        Experiment.model_validate(told | {"training": training})
+    Experiment.model_validate(told | {"training": training | {"batch_size": 2}})
+    Experiment.model_validate(changed(told | {"training": training}, network=network | {"norm": "none"}))
+
+
+def test_what_ssim_cannot_look_through_is_refused_when_it_is_read():
+    told = changed(ANOMALY, network={"kind": "conv_autoencoder"}, objectives=[{"kind": "ssim"}])
+    with pytest.raises(ValidationError, match=r"a window of 11 voxels along each axis; training\.patch \[10, 40\]"):
+        Experiment.model_validate(told | {"training": {"patch": [10, 40]}})
+    with pytest.raises(ValidationError, match="the objective ssim is for values in"):
+        Experiment.model_validate(changed(told, preparation={"intensity": {"kind": "zscore"}}))

@@ -79,6 +79,17 @@ def test_a_large_image_is_encoded_in_tiles_as_it_is_whole(name: str, dims: int, 
         assert torch.equal(whole.indices, tiled.indices)
 
 
+@pytest.mark.parametrize("score", [{"kind": "perceptual"}, {"kind": "restoration"}])
+def test_scores_that_look_farther_do_not_change_the_latent(score: dict[str, Any], monkeypatch: Any) -> None:
+    plain = package("gaussian", features=(4,))
+    scored = package("gaussian", task=Anomaly.model_validate({"kind": "anomaly", "scores": [score]}), features=(4,))
+    image = picture(70, 61)
+    monkeypatch.setattr(space_module, "plan_tiles", partial(plan_tiles, tile_voxels=2000))
+    z = LatentSpace(scored, "cpu").encode(image).point().z
+    assert z.shape == (1, 3, 35, 31)
+    assert torch.equal(z, LatentSpace(plain, "cpu").encode(image).point().z)
+
+
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_decoding_the_latent_is_what_the_network_answers(name: str) -> None:
     space = LatentSpace(package(name), "cpu")
@@ -233,6 +244,19 @@ def test_what_makes_no_sense_is_refused() -> None:
     segnet = untrained_package(Anomaly(), {"kind": "segnet", "features": (4,), "convolutions": (1,)})
     with pytest.raises(UsageError, match="where each maximum was"):
         interpolate(LatentSpace(segnet, "cpu"), picture(), picture())
+
+
+def test_sizes_and_steps_that_make_no_sense_are_refused() -> None:
+    space = LatentSpace(package("gaussian"), "cpu")
+    with pytest.raises(UsageError, match="prior's grid, 2 x 3 codes: leave the size out"):
+        sample(LatentSpace(with_untrained_prior("codes"), "cpu"), size=(40, 40))
+    with pytest.raises(LimitExceeded, match="1000000 x 1000000 is larger than 2097152 voxels"):
+        sample(space, size=(1_000_000, 1_000_000))
+    for wrong in (np.nan, np.inf, 0, -1):
+        with pytest.raises(UsageError, match="temperature is a number above 0"):
+            sample(space, size=(8, 8), temperature=wrong)
+        with pytest.raises(UsageError, match="standard deviations above 0"):
+            traverse(space, picture(), span=wrong)
 
 
 # ---- units

@@ -131,6 +131,13 @@ def test_components_are_those_of_scikit_learn() -> None:
     assert components.residual(new, 16) == pytest.approx(np.square(left).mean(), rel=1e-6)
 
 
+def test_few_images_have_few_components() -> None:
+    few = images(10)
+    components, new = Baselines.fit(few).images, thumbnail(images(1, 9)[0])
+    assert components is not None and len(components.axes) == 9
+    assert components.residual(new, 64) == components.residual(new, 16)
+
+
 def test_images_of_several_sizes_have_no_components() -> None:
     fitted = Baselines.fit([*images(3), images(1)[0][:, :, :9]])
     assert fitted.images is None and set(fitted(images(1)[0], trivial_statistics(images(1)[0]))) == set(JOINT)

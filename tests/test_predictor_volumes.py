@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from medae.calibration import Calibration
 from medae.errors import UnfitImage
 from medae.image import Geometry, Image
 from medae.io.answer import Label
@@ -45,6 +46,17 @@ def test_each_volume_is_answered_as_if_it_came_alone(kind: str) -> None:
         each = [part.scores[name] for part in alone]
         assert score == pytest.approx(max(each) if kind == "anomaly" else np.mean(each))
     assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_of_two_sided_scores_the_volume_farthest_from_normal_counts() -> None:
+    task = Anomaly.model_validate({"kind": "anomaly", "scores": [{"kind": "residual", "two_sided": True}]})
+    package = untrained_package(task, TASKS["anomaly"][1])
+    image = volumes()
+    low, *others = sorted(Predictor(package)(image.volume(number)).scores["l2_mean"] for number in range(3))
+    usual = np.linspace(0.99 * others[0], 1.01 * others[1], 200).tolist()
+    calibration = Calibration.from_scores({"l2_mean": usual}, two_sided=["l2_mean"], package_digest=package.digest)
+    found = Predictor(package.calibrated(calibration))(image)
+    assert found.scores["l2_mean"] == low and found.p_value == pytest.approx(2 / 201)
 
 
 def test_training_takes_one_volume_an_image() -> None:

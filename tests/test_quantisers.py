@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from medae.errors import SettingsError
@@ -181,6 +182,14 @@ def test_an_average_of_two_books_is_the_mean_of_all_that_chose_an_entry() -> Non
 
 
 # ---- fsq
+
+
+def test_a_book_that_could_not_be_counted_is_refused() -> None:
+    with pytest.raises(ValidationError, match="a book of 68719476736 entries, and the largest has 1048576"):
+        FSQSettings(levels=(64,) * 6)
+    with pytest.raises(ValidationError, match="less than or equal to 1048576"):
+        EMASettings(codes=2**20 + 1)
+    assert FSQSettings(levels=(32,) * 4).book[0] == 2**20
 
 
 @pytest.mark.parametrize("levels", [(2,), (3,), (5, 4, 3), (8, 6, 5)])

@@ -14,7 +14,7 @@ from medae.backends.torch import network_of
 from medae.calibration import Calibration
 from medae.errors import PackageError, SettingsError, UnfitImage
 from medae.experiment import Experiment
-from medae.fitting import fit_scores
+from medae.fitting import _patches, fit_scores
 from medae.image import Geometry, Image
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
@@ -224,6 +224,15 @@ def test_a_restoration_takes_away_what_the_network_does_not_make() -> None:
     assert all(torch.equal(weights[name], values) for name, values in network.state_dict().items())
 
 
+def test_a_variance_head_sees_patches_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medae.fitting.HEAD_PATCHES", 12)
+    package = untrained_package(Anomaly(), VAE)
+    volumes = [np.full((1, 10, 24, 20 + number), number, np.float32) for number in range(4)]
+    seen = list(_patches(package, volumes, torch.device("cpu"), np.random.default_rng(0)))
+    assert {x.shape for x in seen} == {(1, 1, 24, 20)} and len(seen) == 12
+    assert {int(x.max()) for x in seen} == {0, 1, 2, 3}
+
+
 def test_a_variance_head_learns_where_residuals_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a network that makes nothing of it, half of each image is noise: the head learns from the code alone."""
 
@@ -400,6 +409,7 @@ def test_cards_of_format_1_are_read() -> None:
         ([{"kind": "residual"}, {"kind": "residual"}], "two scores are called l2_mean"),
         ([{"kind": "statistics"}], "must have a map"),
         ([{"kind": "residual"}, {"kind": "rank_average", "members": ["l2_mean", "x"]}], "x is none of"),
+        ([{"kind": "nll"}, {"kind": "statistics", "members": ["nll_mean"]}], "nll_mean, a log density itself, can be"),
     ],
 )
 def test_scores_that_do_not_hold_together_are_refused(scores: list[dict[str, Any]], said: str) -> None:
@@ -430,10 +440,26 @@ def test_a_score_that_the_network_cannot_have_is_refused() -> None:
 
 
 def test_a_score_of_what_was_not_trained_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    experiment([SCORES["l2"]], VAE, [{"kind": "mse"}])
+    network = {"kind": "conv_autoencoder"}
+    experiment([SCORES["l2"]], network, [{"kind": "mse"}])
     assert not caplog.text
-    experiment([SCORES["l2"]], VAE, [{"kind": "ssim"}])
+    experiment([SCORES["l2"]], network, [{"kind": "ssim"}])
     assert "l2_mean does not measure what ssim trains" in caplog.text
+
+
+@pytest.mark.parametrize("score", ["l2", "variance_head", "elbo", "restoration"])
+def test_residuals_of_a_network_trained_on_features_are_warned_of(score: str, caplog: pytest.LogCaptureFixture) -> None:
+    told = {"kind": score} if score != "l2" else SCORES["l2"]
+    kl = {"kind": "kl"}
+    experiment([told], VAE, [{"kind": "mse"}, kl])
+    assert not caplog.text
+    experiment([told], VAE, [{"kind": "perceptual"}, kl])
+    assert "does not measure what perceptual trains" in caplog.text
+
+
+def test_a_foreground_that_nothing_is_in_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"no intensity is above .* and below .*: exchange both"):
+        Anomaly.model_validate({"kind": "anomaly", "foreground": {"above": 0.9, "below": 0.1}})
 
 
 def test_the_union_knows_every_score() -> None:
@@ -447,3 +473,9 @@ def test_whitening_is_that_of_the_covariance() -> None:
     white = whitening_of(rows, 0.0)
     for place in range(3):
         np.testing.assert_allclose(white[place].T @ white[place] @ np.cov(rows[place].T), np.eye(4), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_fewer_rows_than_features_have_a_whitening(scale: float) -> None:
+    rows = scale * np.random.default_rng(0).normal(size=(10, 64))
+    assert np.isfinite(whitening_of(rows - rows.mean(0), 0.0)).all()

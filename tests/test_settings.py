@@ -192,3 +192,18 @@ def test_shipped_configurations_are_valid(path: Path):
     channels = experiment.preparation.channels
     experiment.network.build(channels, experiment.task.network_channels(channels))
     assert Experiment.model_validate(experiment.resolved) == experiment
+
+
+def test_a_list_with_a_wrong_item_is_not_called_empty(tmp_path):
+    class Pack(Settings):
+        dogs: tuple[Dog, ...] = Field(min_length=1)
+
+    path = tmp_path / "pack.yaml"
+    for text, said in (
+        ("dogs: [{tricks: 3}]", "dogs.0.tricks: Input should be a valid tuple"),
+        ("dogs: []", "at least 1"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match=said) as caught:
+            load_settings(path, Pack)
+        assert len(str(caught.value).splitlines()) == 1

@@ -106,7 +106,8 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="Samples.")] = 16,
     seed: Seed = 0,
     size: Annotated[
-        str | None, typer.Option(metavar="RxC", help="Of a VAE's samples; by default, of a training patch.")
+        str | None,
+        typer.Option(metavar="RxC", help="Of a VAE's samples (a vqvae has its prior's); by default, of a patch."),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.01, help="Below 1, likelier samples.")] = 1.0,
     device: Device = "auto",

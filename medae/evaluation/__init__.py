@@ -17,11 +17,10 @@ from medae.data.seen import corrupted
 from medae.errors import InputError, MedaeError, UnfitImage, UsageError
 from medae.evaluation.detection import Voxels, baseline_values, baselines_from, detection, plain_number, verdict
 from medae.evaluation.doubt import answer_with_doubts, selection
-from medae.evaluation.reading import described, own_data, pseudonymous, to_read
+from medae.evaluation.reading import described, normal_images, own_data, pseudonymous, to_read
 from medae.evaluation.reference import calibrate
 from medae.image import Image
 from medae.io.answer import AnswerFile, write_files
-from medae.metrics.detection import NORMAL
 from medae.metrics.fidelity import psnr, ssim
 from medae.metrics.overlap import dice, iou
 from medae.package import ModelPackage
@@ -198,9 +197,7 @@ def _ranking(task: Anomaly, results: Sequence[CaseResult]) -> list[str]:
 def _baselines(package: ModelPackage) -> Baselines | None:
     """What needs no learning, from the normal training images that the package names; None where they are not here."""
     try:
-        data = own_data(package)
-        normal = [case for case in data.cases("train") if case.label in (None, NORMAL)]
-        return baselines_from(data.read(case).image for case in normal)
+        return baselines_from(normal_images(own_data(package)))
     except MedaeError as error:
         logger.info("no fitted baselines: %s", error)
         return None

@@ -4,12 +4,12 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medae.errors import InputError
 from medae.image import Image
 from medae.metrics.detection import (
     NORMAL,
@@ -41,15 +41,8 @@ class Row(Protocol):
 
 
 def baselines_from(images: Iterable[Image]) -> Baselines | None:
-    """Fitted on normal images; None where there are too few that can be read."""
-    pixels: list[NDArray[Any]] = []
-    try:
-        for image in images:
-            pixels.append(image.pixels)
-            if len(pixels) == MOST_REFERENCES:
-                break
-    except InputError as error:
-        logger.warning("baselines are fitted on %d images only: %s", len(pixels), error)
+    """Fitted on normal images; None where there are too few of one kind."""
+    pixels = [image.pixels for image in islice(images, MOST_REFERENCES)]
     same = [image for image in pixels if len(image) == len(pixels[0])]
     return Baselines.fit(same) if len(same) > 2 else None
 
@@ -90,7 +83,8 @@ def verdict(keys: Sequence[str], found: Mapping[str, Any]) -> list[str]:
     """What a reader must not overlook: scores below chance, and baselines that do as well without learning."""
     said: list[str] = []
     key = keys[0]
-    for group, numbers in found.items():
+    # where there is one kind of abnormal image, it is all of them
+    for group, numbers in list(found.items())[1 if len(found) == 2 else 0 :]:
         what = "abnormal images" if group == "all" else group
         score = numbers[key]["auroc"]
         if score is None:

@@ -1,5 +1,6 @@
 """Which cases a call means, and how each is read."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,14 @@ from pydantic import TypeAdapter
 
 from medae.data import Case, Data, DataConfig, LoadedCase, Split
 from medae.data.cases import CaseList, read_cases, with_labels
-from medae.errors import UsageError
+from medae.errors import InputError, UsageError
+from medae.image import Image
+from medae.metrics.detection import NORMAL
 from medae.package import ModelPackage
 from medae.pseudonyms import Pseudonyms
 from medae.tasks import Segmentation
+
+logger = logging.getLogger(__name__)
 
 
 def to_read(
@@ -46,6 +51,16 @@ def own_data(package: ModelPackage) -> Data:
         raise UsageError("this package does not say which data it was made from; name the cases to evaluate on")
     data: Data = TypeAdapter[Any](DataConfig).validate_python(settings)
     return data
+
+
+def normal_images(data: Data) -> Iterator[Image]:
+    """Of the training split, what is not labelled as abnormal; one that cannot be read costs only itself."""
+    for case in data.cases("train"):
+        if case.label in (None, NORMAL):
+            try:
+                yield data.read(case).image
+            except InputError as error:
+                logger.warning("case %s (train) is left out: %s", case.id, error)
 
 
 def described(cases: Data | Iterable[LoadedCase] | Path | None, split: Split) -> str:

@@ -111,7 +111,7 @@ def _see(
 
 def _cut(prepared: Prepared, at: Sequence[np.intp], space: LatentSpace) -> RGB:
     """About what the place at (slice, *places) of the latent sees; of a flat latent, the whole image."""
-    field, pixels = space.card.receptive_field, prepared.image.pixels
+    field, pixels = space.field, prepared.image.pixels
     low, high = display_range(prepared.image)
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     if field.window is not None:

@@ -40,6 +40,8 @@ class LatentSpace:
         self.package, self.card = package, package.card
         self.device = choose_device(device)
         self.network = network.to(self.device).eval()
+        self.field = self.settings.receptive_field()
+        """Of the network alone: that of the card also says what its scores look at."""
 
     @property
     def settings(self) -> NetworkSettings:
@@ -64,7 +66,7 @@ class LatentSpace:
 
     @property
     def dims(self) -> int:
-        return self.card.receptive_field.dims
+        return self.field.dims
 
     def encode(self, image: Image) -> Latent:
         """The latent of a whole image: (B, Z, *places); of a large one, tile by tile, which changes nothing.
@@ -91,7 +93,7 @@ class LatentSpace:
     def encode_prepared(self, prepared: Prepared) -> Latent:
         """What `encode` does, of an image that is prepared already."""
         pixels_CSRW = prepared.image.pixels
-        plan = plan_tiles(prepared.image.geometry.shape, self.card.receptive_field)
+        plan = plan_tiles(prepared.image.geometry.shape, self.field)
         if plan.blend:
             raise LimitExceeded(
                 f"the norm of this network sees the whole image, and this one has more than {TILE_VOXELS[self.dims]} "
@@ -117,8 +119,8 @@ class LatentSpace:
 
     def _write(self, whole: dict[str, Any], latent: Latent, tile: Tile, plan: TilePlan) -> None:
         """A tile's core into the whole; a flat latent, which has no places, is all there is."""
-        stride, seen = self.card.receptive_field.stride, 3 - self.dims
-        flat = self.card.receptive_field.window is not None
+        stride, seen = self.field.stride, 3 - self.dims
+        flat = self.field.window is not None
         for name, value in _tensors(latent).items():
             value = value.cpu()
             if name not in whole:

@@ -5,7 +5,7 @@ picture on every device.
 """
 
 from collections.abc import Sequence
-from math import ceil, sqrt
+from math import ceil, inf, prod, sqrt
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medae.backends.torch import prior_of
-from medae.errors import UnfitImage, UsageError
+from medae.errors import LimitExceeded, UnfitImage, UsageError
 from medae.image import Image
 from medae.io.answer import AnswerFile
 from medae.latent.sheet import Row, sheet
@@ -24,6 +24,7 @@ from medae.networks.vqvae import VQVAE
 from medae.pictures import RGB, display_range, to_rgb
 from medae.predictor import prepare
 from medae.preparation import Prepared
+from medae.tiles import TILE_VOXELS
 
 Method = Literal["linear", "spherical"]
 
@@ -61,9 +62,12 @@ def traverse(
 
     Steps are standard deviations of the prior (a normal latent) or of the dimension within this image (a code).
     dimensions: none: the `count` that say most about this image: of the largest divergence from the prior, or variance.
-    Raises UsageError for codes of a book, which have no directions, and for a dimension that is not there.
+    Raises UsageError for codes of a book, which have no directions, for a dimension that is not there, and for a span
+    that is no number above 0.
     """
     _require_pictures(space)
+    if not 0 < span < inf:
+        raise UsageError(f"the span is a number of standard deviations above 0, got {span:g}")
     prepared = prepare(space.card, image)
     latent = space.encode_prepared(prepared)
     if isinstance(latent, Codes):
@@ -120,19 +124,29 @@ def sample(
 
     size: (rows, columns) or (slices, rows, columns) of a VAE's samples; None: those of a training patch. A VAE with
     places draws each place by itself, and so gives texture without a plan. temperature: below 1, likelier samples.
-    Raises UsageError for a latent without a distribution, and for codes without a prior.
+    Raises UsageError for a latent without a distribution, for codes without a prior or with a size, which is their
+    prior's, and for a temperature that is no number above 0; LimitExceeded for samples larger than a tile.
     """
     _require_pictures(space)
+    if not 0 < temperature < inf:
+        raise UsageError(f"the temperature is a number above 0, got {temperature:g}")
     draws = torch.Generator().manual_seed(seed)
     kind = space.settings.latent
     if kind == "code":
         raise UsageError("a plain code has no distribution to draw from; take a vae, or a vqvae with a prior")
     if isinstance(space.network, VQVAE):
         prior = prior_of(space.package).to(space.device)
+        if size is not None:
+            grid = " x ".join(map(str, prior.grid))
+            raise UsageError(f"samples of a vqvae are as large as its prior's grid, {grid} codes: leave the size out")
         latent: Latent = space.network.codes(prior.sample(count, draws, temperature))
         how = "codes drawn by the prior"
     else:
-        shape = space.latent_shape(size or space.patch)
+        size = size or space.patch
+        if prod(size) > TILE_VOXELS[space.dims]:
+            told = " x ".join(map(str, size))
+            raise LimitExceeded(f"a sample of {told} is larger than {TILE_VOXELS[space.dims]} voxels; ask for less")
+        shape = space.latent_shape(size)
         latent = Code(temperature * torch.randn(count, *shape, generator=draws))
         how = "drawn from the standard normal prior"
     decoded = space.decode(latent)

@@ -6,6 +6,7 @@ Networks map (B, C, *spatial) to (B, C', *spatial) of the same size, any size: 2
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -137,6 +138,14 @@ class AutoencoderSettings(NetworkSettings, ABC):
     def window(self) -> Size | None:
         return self.size
 
+    def code_and_image(self, channels: int) -> tuple[int, int] | None:
+        """How many numbers the code has, and the part of the image that it stands for; None for entries of a book."""
+        return None
+
+    def seen_by_code(self, channels: int) -> int:
+        """Values of the image that the code, or one of its places, stands for."""
+        return channels * prod((stride_of(self.layers()),) * self.dims if self.size is None else self.size)
+
     def code_size(self, stride: int) -> tuple[int, ...]:
         """Of the deepest map, where the image has one size."""
         assert self.size is not None
@@ -203,10 +212,6 @@ class Stage(NamedTuple):
 
 class StackedSettings(AutoencoderSettings, ABC):
     """An architecture whose `build` gives a `StackedAutoencoder`."""
-
-    @abstractmethod
-    def code_and_image(self, channels: int) -> tuple[int, int]:
-        """How many numbers the code has, and the part of the image that it stands for."""
 
 
 class StackedAutoencoder(Autoencoder):

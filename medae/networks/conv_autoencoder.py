@@ -1,6 +1,5 @@
 """A convolutional autoencoder: convolutions and max-pooling to a narrow code, and back without skips."""
 
-from math import prod
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -94,8 +93,7 @@ class ConvAutoencoderSettings(StackedSettings):
         return ConvAutoencoder(self, channels_in, channels_out)
 
     def code_and_image(self, channels: int) -> tuple[int, int]:
-        seen = (2 ** len(self.features),) * self.dims if self.size is None else self.size
-        return self.bottleneck, channels * prod(seen)
+        return self.bottleneck, self.seen_by_code(channels)
 
     def layers(self) -> list[Window]:
         convolutions = [CONVOLUTION] * self.convolutions

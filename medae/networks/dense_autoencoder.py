@@ -96,7 +96,7 @@ class DenseAutoencoderSettings(StackedSettings):
         return DenseAutoencoder(self, channels_in, channels_out)
 
     def code_and_image(self, channels: int) -> tuple[int, int]:
-        return self.widths[-1], channels * prod(self.size)
+        return self.widths[-1], self.seen_by_code(channels)
 
     def layers(self) -> list[Window]:
         return []

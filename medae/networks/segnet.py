@@ -96,6 +96,10 @@ class SegNetSettings(AutoencoderSettings):
     def build(self, channels_in: int, channels_out: int) -> SegNet:
         return SegNet(self, channels_in, channels_out)
 
+    def code_and_image(self, channels: int) -> tuple[int, int]:
+        """The places of the maxima come on top."""
+        return self.bottleneck or self.features[-1], self.seen_by_code(channels)
+
     def layers(self) -> list[Window]:
         down = [layer for count in self.convolutions for layer in [*[CONVOLUTION] * count, HALVED]]
         up = [layer for count in reversed(self.convolutions) for layer in [DOUBLED, *[CONVOLUTION] * count]]

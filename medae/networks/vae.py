@@ -74,6 +74,9 @@ class VAESettings(AutoencoderSettings):
     def build(self, channels_in: int, channels_out: int) -> VAE:
         return VAE(self, channels_in, channels_out)
 
+    def code_and_image(self, channels: int) -> tuple[int, int]:
+        return self.latent_channels, self.seen_by_code(channels)
+
     def layers(self) -> list[Window]:
         down = [STRIDED, CONVOLUTION] * len(self.features)
         up = [DOUBLED, CONVOLUTION] * len(self.features)

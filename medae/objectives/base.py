@@ -24,6 +24,8 @@ class ObjectiveSettings(Settings, ABC):
 
     applies_to: ClassVar[frozenset[str]]
     """Kinds of task whose target it understands."""
+    in_range: ClassVar[bool] = False
+    """Whether it means nothing but for values in 0..1."""
     compares: ClassVar[bool] = True
     """Whether it compares the prediction with the target; without any that does, nothing is learnt."""
 
@@ -36,6 +38,11 @@ class ObjectiveSettings(Settings, ABC):
         """What the network must have: its attributes (`latent`, or a setting such as `decoder`) -> the values that
         fit."""
         return {}
+
+    @property
+    def least(self) -> int:
+        """Voxels that a patch must have along each axis."""
+        return 1
 
     @property
     def described(self) -> str:

@@ -37,13 +37,18 @@ class SSIM(ObjectiveSettings):
     """1 - structural similarity (Wang 2004, doi:10.1109/TIP.2003.819861), for values in 0..1."""
 
     applies_to: ClassVar[frozenset[str]] = RECONSTRUCTION
+    in_range: ClassVar[bool] = True
 
     kind: Literal["ssim"] = "ssim"
     sigma: PositiveFloat = 1.5
     """Of the gaussian window, in voxels; the window ends at 3.5 sigma (11 voxels for 1.5)."""
 
+    @property
+    def least(self) -> int:
+        return 2 * int(3.5 * self.sigma + 0.5) + 1
+
     def build(self) -> Term:
-        return _SSIM(self.sigma)
+        return _SSIM(self.sigma, self.least)
 
 
 class _MSE(Term):
@@ -57,14 +62,12 @@ class _L1(Term):
 
 
 class _SSIM(Term):
-    def __init__(self, sigma: float) -> None:
+    def __init__(self, sigma: float, window: int) -> None:
         super().__init__()
         from monai.losses import SSIMLoss
 
-        self.window = 2 * int(3.5 * sigma + 0.5) + 1
-        self.losses = {
-            dims: SSIMLoss(dims, data_range=1.0, win_size=self.window, kernel_sigma=sigma) for dims in (2, 3)
-        }
+        self.window = window
+        self.losses = {dims: SSIMLoss(dims, data_range=1.0, win_size=window, kernel_sigma=sigma) for dims in (2, 3)}
 
     def forward(self, output: Output, target: Tensor) -> Tensor:
         if min(target.shape[2:]) < self.window:

@@ -36,6 +36,8 @@ SHRINKAGE = 0.05
 """Of the covariance of an image's numbers, towards equal variances."""
 _NEIGHBOURS = 5
 _NEIGHBOUR_COMPONENTS = 32
+_SINGULAR = 1e-9
+"""Of a covariance, so much at least: one of fewer rows than features has no inverse."""
 _LEAST = 1e-4
 """Of a distance, in standard deviations."""
 
@@ -176,7 +178,8 @@ class Components:
         mean = images.mean(0)
         # of few values and many images: the eigenvectors of the covariance
         _, vectors = np.linalg.eigh(np.cov((images - mean).T))
-        axes = vectors[:, ::-1][:, : max(COMPONENTS)].T
+        found = min(max(COMPONENTS), len(images) - 1)  # what lies beyond says nothing of so few images
+        axes = vectors[:, ::-1][:, :found].T
         return cls(mean, axes, (images - mean) @ axes[:_NEIGHBOUR_COMPONENTS].T, again)
 
     def __call__(self, image: NDArray[np.float64]) -> dict[str, float]:
@@ -222,7 +225,8 @@ def whitening_of(rows: NDArray[np.float64], shrinkage: float) -> NDArray[np.floa
     count, width = rows.shape[-2:]
     covariance = np.swapaxes(rows, -1, -2) @ rows / max(count - 1, 1)
     level = np.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / width
-    shrunk = (1 - shrinkage) * covariance + (shrinkage * level + 1e-12) * np.eye(width)
+    least = max(shrinkage, _SINGULAR) * level + 1e-12
+    shrunk = (1 - shrinkage) * covariance + least * np.eye(width)
     result: NDArray[np.float64] = np.linalg.inv(np.linalg.cholesky(shrunk))
     return result
 

@@ -11,7 +11,7 @@ from medae.data.corruption import CorruptionConfig
 from medae.errors import UnfitImage, UsageError
 from medae.image import Image
 from medae.preparation import Prepared
-from medae.scores import ELBO, NLL, SSIM, Found, MapScore, Residual, ScoreConfig
+from medae.scores import ELBO, NLL, SSIM, Found, MapScore, Residual, ScoreConfig, StatisticScore
 from medae.scores.median import median_filter
 from medae.scores.regions import regions
 from medae.scores.residual import SIGMA_AT_64
@@ -32,6 +32,8 @@ class Foreground(Settings):
     def _says_something(self) -> Self:
         if self.above is None and self.below is None:
             raise ValueError("a foreground is above or below an intensity; give one of them")
+        if self.above is not None and self.below is not None and self.above >= self.below:
+            raise ValueError(f"no intensity is above {self.above:g} and below {self.below:g}: exchange both")
         return self
 
     def __call__(self, pixels: NDArray[Any]) -> NDArray[np.bool_]:
@@ -86,7 +88,14 @@ class Anomaly(Task):
         if twice is not None:
             raise ValueError(f"two scores are called {twice}; give one of them another `name`")
         single = [score.key for score in self.scores if not score.after]
+        nats = {score.key for score in self.scores if isinstance(score, NLL | ELBO)}
         for score in self.scores:
+            negative = [name for name in score.after if name in nats]
+            if isinstance(score, StatisticScore) and negative:
+                raise ValueError(
+                    f"{score.key}: members count by their logarithm, and {negative[0]}, a log density itself, can be "
+                    "negative: take rank_average for both, or another member"
+                )
             unknown = [name for name in score.after if name not in single]
             if unknown:
                 raise ValueError(f"{score.key}: {unknown[0]} is none of the single scores {', '.join(single)}")

@@ -233,7 +233,7 @@ def _finish(training: Training) -> ModelPackage:
         )
     best = ModelPackage.load(training.out / PACKAGE)
     package = _with_prior(training, best)  # first: a score may ask it
-    package = finished(package, training.experiment, training.material.validation)
+    package = finished(package, training.experiment)
     if package is not best:
         package.save(training.out / PACKAGE)
     training.state.finished = True

@@ -14,9 +14,9 @@ from medae.backends.torch import TorchBackend
 from medae.data import Case
 from medae.errors import InputError, UsageError
 from medae.evaluation import CaseResult, Measured, calibrate, evaluate, headline, measure, summarise
+from medae.evaluation.reading import normal_images
 from medae.experiment import Experiment
 from medae.fitting import fit_scores
-from medae.image import Image
 from medae.metrics.detection import NORMAL
 from medae.package import Card, ModelPackage
 from medae.predictor import Predictor
@@ -119,7 +119,7 @@ def weights_of(network: nn.Module) -> dict[str, Any]:
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
 
 
-def finished(package: ModelPackage, experiment: Experiment, validation: Sequence[Case]) -> ModelPackage:
+def finished(package: ModelPackage, experiment: Experiment) -> ModelPackage:
     """The best package with all its scores: fitted on the normal training images, calibrated on those of validation.
 
     The same images chose the best weights, so the reference lies a little low: calibrate again on one's own images.
@@ -128,17 +128,14 @@ def finished(package: ModelPackage, experiment: Experiment, validation: Sequence
     if not isinstance(experiment.task, Anomaly):
         return package
     card = card_of(experiment, package.card.metrics, trained=True).model_copy(update={"prior": package.card.prior})
-    normal = (case for case in experiment.data.cases("train") if case.label in (None, NORMAL))
-    images = (image for case in normal if (image := _readable(case, experiment)) is not None)
     whole = fit_scores(
         ModelPackage.seal(card, package.weights, package.prior),
-        images,
+        normal_images(experiment.data),
         device=experiment.training.device,
         seed=experiment.training.seed,
     )
     try:
-        references = (experiment.data.read(case) for case in validation)
-        whole = calibrate(whole, references, device=experiment.training.device, version="1")
+        whole = calibrate(whole, experiment.data, device=experiment.training.device, version="1")
     except UsageError as error:
         logger.warning("not calibrated, so that there are no percentiles and p-values: %s", error)
     return _tested(whole, experiment)
@@ -164,13 +161,6 @@ def _tested(package: ModelPackage, experiment: Experiment) -> ModelPackage:
     if package.calibration is None:
         return sealed
     return sealed.calibrated(package.calibration.model_copy(update={"package_digest": sealed.digest}))
-
-
-def _readable(case: Case, experiment: Experiment) -> Image | None:
-    try:
-        return experiment.data.read(case).image
-    except InputError:
-        return None  # named when the training read it
 
 
 def _data_in_words(experiment: Experiment) -> str:

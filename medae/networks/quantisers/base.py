@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from medae.networks.latent import Codes
 from medae.settings import Settings
 
+LARGEST = 2**20
+"""Entries of a book: a count of how often each was chosen still costs nothing beside the network."""
+
 
 class Quantiser(nn.Module, ABC):
     """An encoding (B, Z, *spatial) -> the entries of a book that stand for it.

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from medae.networks.latent import Codes
-from medae.networks.quantisers.base import Quantiser, QuantiserSettings, flat, unbiased
+from medae.networks.quantisers.base import LARGEST, Quantiser, QuantiserSettings, flat, unbiased
 
 FAR = 1e20
 """The squared error before there is any entry."""
@@ -97,7 +97,7 @@ class EMASettings(QuantiserSettings):
     """A learned book of vectors; with the `commitment` objective."""
 
     kind: Literal["ema"] = "ema"
-    codes: PositiveInt = Field(default=256, ge=2)
+    codes: int = Field(default=256, ge=2, le=LARGEST)
     """Entries of the book."""
     channels: PositiveInt = 16
     """Numbers of an entry."""

@@ -8,14 +8,14 @@ cumulative distribution, under which no level of a whitened normal is likelier t
 """
 
 from math import prod, sqrt
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from medae.networks.latent import Codes
-from medae.networks.quantisers.base import Quantiser, QuantiserSettings, flat, unbiased, unflat
+from medae.networks.quantisers.base import LARGEST, Quantiser, QuantiserSettings, flat, unbiased, unflat
 
 MARGIN = 1e-3
 """Of the bound, so that nothing is rounded to beyond the outermost levels."""
@@ -96,6 +96,15 @@ class FSQSettings(QuantiserSettings):
     levels: tuple[Annotated[int, Field(ge=2, le=64)], ...] = Field(default=(8, 6, 5), min_length=1, max_length=8)
     """Of each channel; their product is the number of entries. The paper's: (8, 6, 5) for about 2^8, (8, 5, 5, 5) for
     2^10, (7, 5, 5, 5, 5) for 2^12."""
+
+    @model_validator(mode="after")
+    def _book_is_bounded(self) -> Self:
+        if prod(self.levels) > LARGEST:
+            raise ValueError(
+                f"the levels make a book of {prod(self.levels)} entries, and the largest has {LARGEST}: take fewer "
+                "channels or levels"
+            )
+        return self
 
     @property
     def book(self) -> tuple[int, int]:
