@@ -55,6 +55,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 BATCH, PATCH = 8, 96
 FLOOR, ALIKE = "otsu + watershed", "otsu, parted alike"
 UNTRAINED = (FLOOR, ALIKE)
+TURNED = " x 8"
+"""Of a network whose answers to the eight flips and quarter turns of a picture are averaged."""
+WAYS = ("", TURNED)
 QUALITIES = ("Dice", "AP@.5", "AJI")
 COSTS = {"weights": "weights", "step_ms": "step, ms", "peak_mib": "peak, MiB", "picture_ms": "picture of 256, ms"}
 Task = tuple[str, int, str, int, int]
@@ -95,7 +98,7 @@ def experiment(name: str, network: str, cases: Path, steps: int, seed: int, work
 def measure(task: Task, pictures: list[Picture], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each held-out picture by one method; a network is trained without them first."""
     name, fold, method, seed, _ = task
-    segment = partial(otsu, name) if method in UNTRAINED else trained(task, pictures, arguments)
+    segment = partial(otsu, name) if method in UNTRAINED else segmenter(task, pictures, arguments)
     part = parted_by_pixels if method == FLOOR else parted
     for picture in pictures:
         if held_out(name, picture, fold) or (method in UNTRAINED and name == "tnbc"):
@@ -104,24 +107,46 @@ def measure(task: Task, pictures: list[Picture], arguments: argparse.Namespace) 
             yield {"set": name, "method": method, "seed": seed, "id": picture.id} | found
 
 
-def trained(
+def segmenter(
     task: Task, pictures: list[Picture], arguments: argparse.Namespace
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.bool_]]:
-    """Picture -> mask, by the model that is kept, or by one that is trained now."""
+    """Picture -> mask."""
     from medae.image import Image
     from medae.package import load
     from medae.predictor import Predictor
+
+    name, fold, method, seed, steps = task
+    predictor = Predictor(load(trained((name, fold, method.removesuffix(TURNED), seed, steps), pictures, arguments)))
+    if method.endswith(TURNED):
+        return partial(averaged, predictor)
+    return lambda rgb: predictor(Image.from_picture(rgb)).image.pixels[0, 0] > 0
+
+
+def trained(task: Task, pictures: list[Picture], arguments: argparse.Namespace) -> Path:
+    """The model that is kept, or one that is trained now."""
     from medae.training import train
 
     name, fold, network, seed, steps = task
-    kept = arguments.out / f"{network}-{name}-{fold}-seed{seed}-{steps}"
+    kept: Path = arguments.out / f"{network}-{name}-{fold}-seed{seed}-{steps}"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as folder:
             cases = write_cases(name, pictures, fold, Path(folder) / "data")
             setup = experiment(name, network, cases, steps, seed, arguments.workers)
             train(setup, Path(folder) / "run").save(kept)
-    predictor = Predictor(load(kept))
-    return lambda rgb: predictor(Image.from_picture(rgb)).image.pixels[0, 0] > 0
+    return kept
+
+
+def averaged(predictor: Any, rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where the mean probability over the eight flips and quarter turns of the picture is above one half."""
+    from medae.image import Image
+
+    total = np.zeros(rgb.shape[:2], np.float64)
+    for turns in range(4):
+        for side in (1, -1):
+            seen = np.ascontiguousarray(np.rot90(rgb, turns)[:, ::side])
+            probability = predictor(Image.from_picture(seen), probabilities=True).probabilities.pixels[0, 0]
+            total += np.rot90(probability[:, ::side], -turns)
+    return total > 4
 
 
 def drawn(
@@ -133,7 +158,7 @@ def drawn(
     found = {"truth": [bordered(picture.rgb, picture.nuclei) for picture in shown]}
     for network in NETWORKS:
         task = ("dsb2018", 0, network, arguments.seeds[0], arguments.steps or STEPS["dsb2018"])
-        segment = trained(task, pictures, arguments)
+        segment = segmenter(task, pictures, arguments)
         found[network] = [bordered(picture.rgb, parted(segment(picture.rgb))) for picture in shown]
     return found
 
@@ -213,7 +238,7 @@ def summary(lines: list[dict[str, Any]], costs: dict[str, dict[str, float]]) -> 
     """Mean over pictures, then mean and range over seeds; what a step of the training and a picture cost."""
     rows = []
     for name in SETS:
-        for method in (*UNTRAINED, *NETWORKS):
+        for method in (*UNTRAINED, *(network + way for network in NETWORKS for way in WAYS)):
             mine = [line for line in lines if (line["set"], line["method"]) == (name, method)]
             seeds = sorted({line["seed"] for line in mine})
             means = [
@@ -276,12 +301,13 @@ def tasks(arguments: argparse.Namespace) -> list[Task]:
     """Seed by seed, so that a run that is cut off compares what is comparable."""
     floors: list[Task] = [(name, 0, way, 0, 0) for name in arguments.sets for way in UNTRAINED if way in arguments.only]
     return floors + [
-        (name, fold, network, seed, arguments.steps or STEPS[name])
+        (name, fold, network + way, seed, arguments.steps or STEPS[name])
         for seed in arguments.seeds
         for name in arguments.sets
         for fold in SETS[name][1]
         for network in NETWORKS
         if network in arguments.only
+        for way in WAYS
     ]
 
 

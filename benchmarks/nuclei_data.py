@@ -20,10 +20,8 @@ VALIDATION = 6
 SIDE = 256
 """A larger picture of DSB2018 is cut to its middle for training: patches are drawn by area, so that the few large ones
 would be most of what is seen, while results are means over pictures."""
-LEAST = 20
-"""Pixels of a nucleus."""
-SMOOTHED, WAIST = 0.15, 0.05
-"""By the radius of nuclei; chosen on training pictures."""
+LEAST, SMOOTHED, WAIST = 30, 0.15, 0.05
+"""Pixels of a nucleus, and parts of its radius. Chosen on training pictures."""
 Labels = NDArray[np.int32]
 
 
@@ -101,12 +99,12 @@ def otsu(name: str, rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def parted(mask: NDArray[np.bool_]) -> Labels:
     """Touching nuclei parted by a watershed on the distance to the background, in whose smoothing and in how deep a
     waist must be the picture's own nuclei are the measure: how deep the deepest place of half its parts lies at least.
-    Specks under LEAST pixels are none.
+    Specks are none.
     """
     from skimage.morphology import h_maxima
     from skimage.segmentation import watershed
 
-    mask = _without_specks(mask)
+    mask = _without_specks(mask, LEAST)
     parts, count = ndimage.label(mask)
     if not count:
         return parts.astype(np.int32)
@@ -123,7 +121,7 @@ def parted_by_pixels(mask: NDArray[np.bool_]) -> Labels:
     from skimage.feature import peak_local_max
     from skimage.segmentation import watershed
 
-    mask = _without_specks(mask)
+    mask = _without_specks(mask, 20)
     distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), 2)
     peaks = peak_local_max(distance, min_distance=5, labels=ndimage.label(mask)[0], exclude_border=False)
     seeds = np.zeros(mask.shape, np.int32)
@@ -132,10 +130,10 @@ def parted_by_pixels(mask: NDArray[np.bool_]) -> Labels:
     return found
 
 
-def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _without_specks(mask: NDArray[np.bool_], least: int) -> NDArray[np.bool_]:
     from skimage.morphology import remove_small_objects
 
-    kept: NDArray[np.bool_] = remove_small_objects(mask, max_size=LEAST - 1)
+    kept: NDArray[np.bool_] = remove_small_objects(mask, max_size=least - 1)
     return kept
 
 

@@ -55,6 +55,7 @@ SCORES: dict[str, list[dict[str, Any]]] = {
         {"kind": "statistics", "optical_density": True, "colour": True},
     ],
     "residual, stain": [{"kind": "stain"} | RELATIVE, {"kind": "residual"}],
+    "residual, haematoxylin": [{"kind": "haematoxylin", "by": "neighbours", "count": 20}, {"kind": "residual"}],
     "residual, patterns": [{"kind": "patterns"} | RELATIVE, {"kind": "residual"}],
     "residual, statistics, stain, patterns, their ranks (Kather's)": [
         {"kind": "rank_average", "members": ["statistics", "stain", "patterns"]},

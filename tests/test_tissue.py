@@ -169,7 +169,7 @@ def test_patterns_are_those_of_scikit_image_but_for_ties() -> None:
 def test_of_many_voxels_every_so_many_rows_have_nearly_the_same_patterns(shape: tuple[int, ...]) -> None:
     pixels = tissue(3, shape, nuclei=0.3)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("medae.scores.tissue.TELLING", pixels.size)
+        patched.setattr("medae.scores.tissue.MOST", pixels.size)
         whole = Patterns().of_image(pixels)
     found = Patterns().of_image(pixels)
     assert not np.array_equal(found, whole)
