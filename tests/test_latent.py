@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from typer.testing import CliRunner
 
 from medae.cli import app
-from medae.errors import LimitExceeded, UnfitImage, UnreadableImage, UsageError
+from medae.errors import LimitExceeded, OutputError, UnfitImage, UnreadableImage, UsageError
 from medae.image import Geometry, Image
 from medae.latent import LatentSpace, decodings, embed, interpolate, sample, traverse, units
 from medae.latent import space as space_module
@@ -352,6 +352,18 @@ def test_embedding_a_folder(shelf: Path, tmp_path: Path) -> None:
     assert run["codes"]["counted"] == 3 * 36
     said = json.loads(done.stdout[done.stdout.index("{") :])
     assert said["images"] == 3 and said["dimensions"] == 3 and said["codes"]["entries"] == 8
+
+
+def test_a_prior_that_could_not_be_kept_is_not_trained(shelf: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    model = ModelPackage.load(shelf / "codes")
+    told = {"name": "a", "data": {"kind": "sample", "name": "denoise-tissue"}, "network": NETWORKS["codes"]}
+    told |= {"task": {"kind": "anomaly"}, "objectives": [{"kind": "mse"}, {"kind": "commitment"}]}
+    card = model.card.model_copy(update={"experiment": told})
+    ModelPackage.seal(card, model.weights, model.prior).save(tmp_path / "package")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("medae.training.prior.with_prior", lambda *args, **more: pytest.fail("it was trained"))
+    done = call("prior", tmp_path / "package", "--out", tmp_path / "file")
+    assert isinstance(done.exception, OutputError), done.output
 
 
 def test_wrong_calls_are_refused(shelf: Path, tmp_path: Path) -> None:

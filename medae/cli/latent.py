@@ -149,6 +149,7 @@ def prior(
     ] = None,
 ) -> None:
     """Train a prior over the codes of a vqvae, on the data of its own experiment: OUT/package, with the prior in it."""
+    from medae.batch.folder import require_writable
     from medae.experiment import Experiment
     from medae.networks.prior import PriorSettings
     from medae.package import load
@@ -166,6 +167,7 @@ def prior(
     except SettingsError as error:
         raise UsageError(f"this package can have no prior: {error}") from None
     experiment = changed(experiment, changes or ())
+    require_writable(out)
     made = with_prior(
         model, experiment, watch=lambda step, bits: stderr().print(f"step {step}  {bits:.3f} bits a code")
     )
