@@ -110,7 +110,7 @@ class ModelPackage:
 
     def calibrated(self, calibration: Calibration) -> Self:
         """The same package with another calibration. Raises PackageError when it was made for another package."""
-        _require_match(calibration, self.digest)
+        _require_match(calibration, self.digest, "the calibration")
         return replace(self, calibration=calibration)
 
     @property
@@ -202,7 +202,7 @@ def _calibration(path: Path, digest: str, recalibrating: bool) -> Calibration | 
         return None
     try:
         calibration = _parse(path, _read(path), Calibration)
-        _require_match(calibration, digest)
+        _require_match(calibration, digest, str(path))
     except PackageError as error:
         if not recalibrating:
             raise
@@ -250,9 +250,12 @@ def shipped() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(ZOO.glob("*/card.json"))}
 
 
-def _require_match(calibration: Calibration, digest: str) -> None:
+def _require_match(calibration: Calibration, digest: str, where: str) -> None:
     if calibration.package_digest != digest:
-        raise PackageError("calibration.json was made for another package; calibrate this one again")
+        raise PackageError(
+            f"{where} was made for another package ({calibration.package_digest[:19]}, and this is {digest[:19]}): "
+            "`medae calibrate` makes it again"
+        )
 
 
 def _parse(path: Path, text: bytes, kind: type[SettingsT]) -> SettingsT:
