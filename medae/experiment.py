@@ -3,21 +3,18 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from medae.data import AugmentSettings, DataConfig
-from medae.networks import AutoencoderSettings, NetworkConfig, NetworkSettings, StackedSettings, kinds_with
+from medae.networks import AutoencoderSettings, NetworkConfig, StackedSettings, kinds_with
 from medae.networks.prior import PriorSettings, require_bounded
 from medae.objectives import ObjectiveConfig
 from medae.preparation import Preparation
-from medae.scores import ELBO, SSIM, Residual, VarianceHead
-from medae.scores import Restoration as RestorationScore
-from medae.scores.base import Need
 from medae.settings import Settings
+from medae.suitability import mismatches, unfit_score
 from medae.tasks import Anomaly, Restoration, TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -227,7 +224,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _scores_fit_the_network(self) -> Self:
         if isinstance(self.task, Anomaly):
-            unfit = unfit_score(self.task, self.network, prior=self.prior is not None)
+            unfit = unfit_score(self.task, self.network, self.preparation, prior=self.prior is not None)
             if unfit is not None:
                 raise ValueError(unfit)
             for warning in mismatches(self.task, {objective.kind for objective in self.objectives}):
@@ -324,58 +321,6 @@ class Experiment(Settings):
             return self.prior.grid
         stride = self.network.receptive_field().stride
         return tuple(-(-length // stride) for length in self.training.patch)
-
-
-_NEEDED: Mapping[Need, str] = {
-    "code": "a network that goes through a code: conv_autoencoder or vae",
-    "distribution": "a network whose code is a distribution: vae",
-    "variance": "a decoder that says its variance: network.decoder gaussian",
-    "codes": "a network with a code book: vqvae",
-    "prior": "a prior over the codes (prior: {}, or medae latent prior)",
-}
-
-
-def unfit_score(task: Anomaly, network: NetworkSettings, *, prior: bool) -> str | None:
-    """Why a score cannot be had from this network, with or without a prior over its codes; None where all can."""
-    has = _says(network) | ({"prior"} if prior else set())
-    for score in task.mapped:
-        missing = sorted(score.requirements - has)
-        if missing:
-            where = "" if missing[0] in ("prior", "variance") else f", not {network.kind}"
-            return f"the score {score.kind} needs {_NEEDED[missing[0]]}{where}"
-    return None
-
-
-def _says(network: NetworkSettings) -> frozenset[Need]:
-    """What scores can ask of it."""
-    latent, decoder = network.latent, getattr(network, "decoder", "point")
-    found: dict[Need, bool] = {
-        "code": latent in ("code", "gaussian"),
-        "distribution": latent == "gaussian",
-        "variance": decoder == "gaussian",
-        "codes": latent == "codes",
-    }
-    return frozenset(name for name, has in found.items() if has)
-
-
-_OF_RESIDUALS = (Residual, VarianceHead, ELBO, RestorationScore)
-"""Scores that square or sum up what is not reproduced, voxel by voxel."""
-_VALUES = frozenset({"mse", "l1", "gaussian", "bernoulli", "categorical"})
-"""Objectives that make values alike, voxel by voxel."""
-
-
-def mismatches(task: Anomaly, objectives: set[str]) -> Iterator[str]:
-    """What was trained to be alike in one sense is no measure in another: such scores are often below chance."""
-    trained = objectives & (_VALUES | {"ssim", "perceptual"})
-    for score in task.mapped:
-        if isinstance(score, _OF_RESIDUALS) and trained and not trained & _VALUES:
-            yield _mismatch(score.key, trained, "values alike: add mse or l1, or score by what was trained")
-        if isinstance(score, SSIM) and trained == {"perceptual"}:
-            yield _mismatch(score.key, trained, "structure alike: add ssim or mse, or score by what was trained")
-
-
-def _mismatch(key: str, trained: set[str], missing: str) -> str:
-    return f"the score {key} does not measure what {', '.join(sorted(trained))} trains, which does not make {missing}"
 
 
 def _unfit(

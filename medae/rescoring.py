@@ -10,12 +10,12 @@ from medae.data.cases import CaseList
 from medae.errors import SettingsError, UsageError
 from medae.evaluation import calibrate
 from medae.evaluation.reading import normal_images, own_data
-from medae.experiment import unfit_score
 from medae.fitting import fit_scores
 from medae.networks import NetworkConfig, NetworkSettings
 from medae.package import ModelPackage
 from medae.scores import Score, ScoreConfig
 from medae.settings import Settings, load_settings, validate_settings
+from medae.suitability import unfit_score
 from medae.tasks import Anomaly
 
 
@@ -47,7 +47,7 @@ def rescore(
     data: Data = own_data(package) if cases is None else CaseList(path=cases)
     network = TypeAdapter[NetworkSettings](NetworkConfig).validate_python(package.card.network)
     new = _with(task, load_settings(scores, Scores).scores, str(scores))
-    unfit = unfit_score(new, network, prior=package.prior is not None)
+    unfit = unfit_score(new, network, package.card.preparation, prior=package.prior is not None)
     if unfit is not None:
         raise SettingsError(f"{scores}: {unfit}")
     new = new.at_size(min(package.card.experiment.get("training", {}).get("patch", [64])))

@@ -247,3 +247,22 @@ def test_what_ssim_cannot_look_through_is_refused_when_it_is_read():
         Experiment.model_validate(told | {"training": {"patch": [10, 40]}})
     with pytest.raises(ValidationError, match="the objective ssim is for values in"):
         Experiment.model_validate(changed(told, preparation={"intensity": {"kind": "zscore"}}))
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        {"kind": "stain"},
+        {"kind": "haematoxylin"},
+        {"kind": "statistics", "optical_density": True},
+        {"kind": "profile", "of": "haematoxylin"},
+    ],
+)
+def test_scores_of_light_are_refused_where_values_are_none(score: dict[str, object]) -> None:
+    told = changed(ANOMALY, task={"kind": "anomaly", "scores": [score, {"kind": "residual"}]})
+    Experiment.model_validate(told)
+    with pytest.raises(ValidationError, match=f"the score {score['kind']} measures how much light is held back"):
+        Experiment.model_validate(changed(told, preparation={"channels": 3, "intensity": {"kind": "zscore"}}))
+    kept = {"kind": score["kind"]} if score["kind"] in ("statistics", "profile") else {"kind": "patterns"}
+    told = changed(told, task={"kind": "anomaly", "scores": [kept, {"kind": "residual"}]})
+    Experiment.model_validate(changed(told, preparation={"channels": 3, "intensity": {"kind": "zscore"}}))

@@ -36,7 +36,7 @@ LAYERS = (
     ("data",),
     ("tasks",),
     ("networks",),
-    ("objectives",),
+    ("objectives", "suitability"),
     ("experiment", "package"),
     ("backends", "gate"),
     ("predictor",),

@@ -62,6 +62,11 @@ class Score(Settings, ABC):
         return self.needs
 
     @property
+    def of_light(self) -> bool:
+        """Whether it takes values as light, 0 none and 1 all."""
+        return False
+
+    @property
     def after(self) -> tuple[str, ...]:
         """The scores that must be known before this one, by their names."""
         return ()

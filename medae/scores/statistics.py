@@ -112,6 +112,10 @@ class Statistics(StatisticScore):
     optical_density: bool = False
     """Of slides in bright field, in 0..1: the amount of stain, -log of the light, instead of the light itself."""
 
+    @property
+    def of_light(self) -> bool:
+        return self.optical_density
+
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """The statistics, channel by channel."""
         values = np.asarray(pixels_CSRW, np.float32)
@@ -145,6 +149,10 @@ class Profile(StatisticScore):
     """Standard deviation of a Gaussian blur before, in voxels, within slices."""
     of: Literal["grey", "haematoxylin"] = "grey"
     """The mean over channels, or the blue stain of nuclei (Ruifrok and Johnston 2001); that takes RGB."""
+
+    @property
+    def of_light(self) -> bool:
+        return self.of == "haematoxylin"
 
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """Of the slices' mean."""

@@ -34,6 +34,10 @@ class Stain(StatisticScore):
 
     kind: Literal["stain"] = "stain"
 
+    @property
+    def of_light(self) -> bool:
+        return True
+
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """The numbers."""
         found = densities(_thinned(pixels_CSRW)).astype(np.float64)
@@ -52,6 +56,10 @@ class Haematoxylin(StatisticScore):
     """
 
     kind: Literal["haematoxylin"] = "haematoxylin"
+
+    @property
+    def of_light(self) -> bool:
+        return True
 
     def of_image(self, pixels_CSRW: NDArray[Any]) -> NDArray[np.float64]:
         """The numbers, 0..1."""
