@@ -314,7 +314,7 @@ def _sha256(data: bytes) -> str:
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """All files or none: written beside, then renamed into place."""
     folder = folder.resolve()  # a link goes on leading to the package
-    _require_replaceable(folder)
+    require_replaceable(folder)
     made = folder.with_name(f".{uuid.uuid4().hex}.part")
     try:
         write_files([AnswerFile(name, "", data) for name, data in files.items()], made)
@@ -325,7 +325,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _require_replaceable(folder: Path) -> None:
+def require_replaceable(folder: Path) -> None:
     """Raises OutputError where anything but a package would be lost."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: a file is there; a package is a folder. Choose another place.")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from medae import fitting
 from medae.cli import app
-from medae.errors import SettingsError, UsageError
+from medae.errors import OutputError, SettingsError, UsageError
 from medae.io import read_image
 from medae.package import ModelPackage
 from medae.predictor import Predictor
@@ -96,3 +96,18 @@ def test_a_trained_autoencoder_gets_a_variance_head(
     (tmp_path / "scores.yaml").write_text("scores:\n  - kind: kl\n")
     with pytest.raises(SettingsError, match="a distribution: vae"):
         run("rescore", saved, tmp_path / "scores.yaml", "--cases", listed, "--out", tmp_path / "bad")
+
+
+@pytest.mark.parametrize("command", ["calibrate", "rescore"])
+def test_a_folder_that_holds_something_else_is_refused_before_any_image_is_read(
+    command: str, saved: Path, tmp_path: Path
+) -> None:
+    listed = cases(tmp_path / "data", 3)  # far too few, which is what the work would say
+    (tmp_path / "scores.yaml").write_text("scores:\n  - kind: residual\n")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "letter.txt").write_text("mine")
+    told = [listed] if command == "calibrate" else [tmp_path / "scores.yaml", "--cases", listed]
+    with pytest.raises(OutputError, match="holds something else than a model package"):
+        run(command, saved, *told, "--out", taken)
+    assert [path.name for path in taken.iterdir()] == ["letter.txt"]

@@ -362,8 +362,11 @@ def test_a_prior_that_could_not_be_kept_is_not_trained(shelf: Path, tmp_path: Pa
     ModelPackage.seal(card, model.weights, model.prior).save(tmp_path / "package")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("medae.training.prior.with_prior", lambda *args, **more: pytest.fail("it was trained"))
-    done = call("prior", tmp_path / "package", "--out", tmp_path / "file")
-    assert isinstance(done.exception, OutputError), done.output
+    (tmp_path / "taken/package").mkdir(parents=True)
+    (tmp_path / "taken/package/letter.txt").write_text("mine")
+    for out in ("file", "taken"):
+        done = call("prior", tmp_path / "package", "--out", tmp_path / out)
+        assert isinstance(done.exception, OutputError), done.output
 
 
 def test_wrong_calls_are_refused(shelf: Path, tmp_path: Path) -> None:

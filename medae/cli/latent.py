@@ -152,7 +152,7 @@ def prior(
     from medae.batch.folder import require_writable
     from medae.experiment import Experiment
     from medae.networks.prior import PriorSettings
-    from medae.package import load
+    from medae.package import load, require_replaceable
     from medae.settings import changed, validate_settings
     from medae.training.prior import with_prior
 
@@ -168,6 +168,7 @@ def prior(
         raise UsageError(f"this package can have no prior: {error}") from None
     experiment = changed(experiment, changes or ())
     require_writable(out)
+    require_replaceable(out / "package")
     made = with_prior(
         model, experiment, watch=lambda step, bits: stderr().print(f"step {step}  {bits:.3f} bits a code")
     )

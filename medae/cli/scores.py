@@ -33,11 +33,15 @@ def calibrate(
 ) -> None:
     """Place the scores of an anomaly model, or of another model's gate, among the normal images of a new site; no card
     and no weights change."""
+    from medae.batch.folder import require_writable
     from medae.evaluation import calibrate
-    from medae.package import ModelPackage, folder_of
+    from medae.package import ModelPackage, folder_of, require_replaceable
 
     keep_heap()
     folder = folder_of(package)
+    if out is not None:
+        require_replaceable(out)
+        require_writable(out)
     calibrated = calibrate(ModelPackage.load(folder, recalibrating=True), cases, device=device, watch=_say)
     if out is None:
         calibrated.save_calibration(folder)
@@ -59,11 +63,12 @@ def rescore(
 ) -> None:
     """Give a trained autoencoder other scores: fit them on the normal training cases, calibrate on validation."""
     from medae.batch.folder import require_writable
-    from medae.package import ModelPackage, folder_of
+    from medae.package import ModelPackage, folder_of, require_replaceable
     from medae.rescoring import rescore
 
     keep_heap()
     model = ModelPackage.load(folder_of(package), recalibrating=True)
+    require_replaceable(out)
     require_writable(out)
     made = rescore(model, scores, cases, device=device, watch=_say)
     made.save(out)
