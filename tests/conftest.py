@@ -55,6 +55,18 @@ def tilted_volume() -> Image:
     return Image(pixels, Geometry((7, 9, 11), tilted_affine()))
 
 
+def run(*arguments: object) -> str:
+    """A command line in this process -> what it says on stdout; raises what would end it."""
+    from typer.testing import CliRunner
+
+    from medae.cli import app
+
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None:
+        raise result.exception
+    return result.stdout
+
+
 def untrained_package(
     task: "TaskConfig", network: dict[str, Any], preparation: Preparation | None = None, seed: int = 0
 ) -> "ModelPackage":

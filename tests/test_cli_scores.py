@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from typer.testing import CliRunner
 
 from medae import fitting
-from medae.cli import app
 from medae.errors import OutputError, SettingsError, UsageError
 from medae.io import read_image
 from medae.package import ModelPackage
 from medae.predictor import Predictor
 from medae.tasks import Anomaly, Restoration
-from tests.conftest import untrained_package
+from tests.conftest import run, untrained_package
 
 NETWORK: dict[str, Any] = {"kind": "conv_autoencoder", "features": [4], "bottleneck": 2}
 
@@ -38,13 +36,6 @@ def cases(folder: Path, normal: int, *, seed: int = 0, train: int = 0, gain: int
 def saved(tmp_path: Path) -> Path:
     untrained_package(Anomaly(), NETWORK).save(tmp_path / "model")  # type: ignore[arg-type]
     return tmp_path / "model"
-
-
-def run(*arguments: object) -> Any:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None:
-        raise result.exception
-    return result.stdout
 
 
 def test_a_new_site_calibrates_without_touching_the_model(saved: Path, tmp_path: Path) -> None:

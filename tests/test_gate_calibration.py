@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from typer.testing import CliRunner
 
-from medae.cli import app
 from medae.data import Folder
 from medae.data.seen import Seen
 from medae.errors import OutputError, PackageError, UsageError
@@ -27,7 +25,7 @@ from medae.preparation import Preparation
 from medae.scores import Residual
 from medae.tasks import Anomaly, Restoration, Segmentation
 from medae.uncertainty import RepeatedPredictor
-from tests.conftest import SEGNET, untrained_package
+from tests.conftest import SEGNET, run, untrained_package
 from tests.service_parts import AUTOENCODER, DNCNN, LABELS, client_of, named
 
 SIDE = 16
@@ -82,13 +80,6 @@ def package(home: Path) -> ModelPackage:
 def saved(package: ModelPackage, tmp_path: Path) -> Path:
     package.save(tmp_path / "model")
     return tmp_path / "model"
-
-
-def run(*arguments: object) -> Any:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None:
-        raise result.exception
-    return result.stdout
 
 
 def contents(folder: Path) -> dict[str, bytes]:
